@@ -1,0 +1,7 @@
+"""`python -m bombus`."""
+
+import sys
+
+from bombus.cli import main
+
+sys.exit(main())

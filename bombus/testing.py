@@ -1,0 +1,189 @@
+"""Tiny checkpoints, made offline: random weights in the files that a real model of that architecture has."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from safetensors.numpy import save_file
+
+from bombus.kernels import scale_grid
+from bombus.kernels.fp8 import E4M3FN_MAX
+from bombus.loader.checkpoint import INDEX, WEIGHTS
+from bombus.loader.quantization import write_quantization_config
+from bombus.models.model import abstract_shapes
+from bombus.models.registry import Architecture, architectures
+from bombus.policies.errors import Problem, SpecError, closest
+from bombus.policies.formats import find_format
+
+# Sizes that are no multiples of 128: several tiles in both directions, partial ones at the edges.
+_TILES = {
+    "vocab_size": 320,
+    "hidden_size": 192,
+    "intermediate_size": 320,
+    "num_blocks": 2,
+    "num_heads": 6,
+    "num_kv_heads": 2,
+    "head_dim": 48,
+    "max_positions": 512,
+}
+PRESETS: dict[str, dict[str, int]] = {
+    "tiles": _TILES,
+    # The generator of Bumblebee's pull request 448; there every kernel is a single tile.
+    "original": {
+        "vocab_size": 1024,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_blocks": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "max_positions": 512,
+    },
+}
+_END = "<|endoftext|>"
+
+
+def tiny_checkpoint(
+    architecture: str,
+    folder: str | PathLike[str],
+    weights: str = "f8_e4m3fn",
+    seed: int = 0,
+    *,
+    preset: str = "tiles",
+    head: str = "causal_lm",
+    scales: str = "f32",
+    not_converted: Sequence[str] = (),
+    block_shape: tuple[int, int] = (128, 128),
+    shards: int = 1,
+    **sizes: Any,
+) -> Path:
+    """`folder`, filled with a checkpoint of random weights: config, safetensors, tokenizer, generation config.
+
+    architecture: "qwen3" or "llama", or transformers' class name. weights: "f32", "bf16" or "f8_e4m3fn"; FP8
+    kernels have a distinct scale per tile, stored as `scales` ("f32" or "bf16"), and everything else is bf16.
+    not_converted: globs of layers (transformers' names) that stay bf16. preset: "tiles", with several and partial
+    tiles, or "original"; `sizes` override single spec fields, tie_word_embeddings included. The same arguments
+    give the same bytes.
+
+    Raises SpecError for an unknown architecture, preset or size.
+    """
+    entry = _architecture(architecture)
+    if preset not in PRESETS:
+        problem = Problem(subject=f"preset {preset!r}", message="does not exist", remedy=closest(preset, PRESETS))
+        raise SpecError(problem)
+    fields: dict[str, Any] = {"tie_word_embeddings": True, **PRESETS[preset], **sizes, "head": head}
+    unknown = [name for name in fields if name not in {field.name for field in dataclasses.fields(entry.spec)}]
+    if unknown:
+        raise SpecError(Problem(subject=f"size {unknown[0]!r}", message=f"is not a field of {entry.spec.__name__}"))
+    spec = entry.spec(**fields)
+    stored = find_format(weights)
+    wide = find_format("bf16" if stored.needs_scale else weights).dtype
+    tensors: dict[str, np.ndarray] = {}
+    kept = []
+    for path, shape in abstract_shapes(spec).items():
+        name = entry.mapping.tensor(path)
+        layer = name.rpartition(".")[0]
+        values = _values(path, shape, seed, block_shape)
+        is_head = path.startswith(("language_modeling_head", "sequence_classification_head"))
+        if stored.needs_scale and path.endswith(".kernel"):
+            if is_head or any(fnmatchcase(layer, pattern) for pattern in not_converted):
+                kept.append(layer)
+            else:
+                codes, scale = _quantize(values, block_shape, find_format(scales).dtype)
+                tensors |= {name: codes, f"{name}_scale_inv": scale}
+                continue
+        tensors[name] = values.astype(wide)
+    config = {
+        "architectures": [entry.class_name(head)],
+        "model_type": entry.name,
+        "torch_dtype": "float32" if weights == "f32" else "bfloat16",
+        **spec.to_hf(),
+        "bos_token_id": None,
+        "eos_token_id": 256,
+    }
+    if stored.needs_scale:
+        config["quantization_config"] = write_quantization_config(block_shape, kept)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_weights(folder, tensors, shards)
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": 256})
+    if spec.vocab_size > 256:
+        _byte_tokenizer().save(str(folder / "tokenizer.json"))
+        _write_json(folder / "tokenizer_config.json", {"eos_token": _END})
+    return folder
+
+
+def _architecture(name: str) -> Architecture:
+    for entry in architectures():
+        if name == entry.name or name in entry.classes:
+            return entry
+    known = [entry.name for entry in architectures()]
+    raise SpecError(Problem(subject=f"architecture {name!r}", message="is unknown", remedy=closest(name, known)))
+
+
+def _values(path: str, shape: tuple[int, ...], seed: int, block_shape: tuple[int, int]) -> np.ndarray:
+    """float32 values with a seed of their own, so that a tensor does not depend on those before it."""
+    random = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    normal = random.standard_normal(shape, np.float32)
+    if path.endswith(".scale"):
+        return 1 + 0.1 * normal
+    if path.endswith((".bias", ".embedding")):
+        return 0.1 * normal
+    # Tiles of different size of values, so that no two scales are equal.
+    sizes = np.exp(random.uniform(np.log(0.5), np.log(2.0), scale_grid((shape[0], shape[1]), block_shape)))
+    return 0.08 * normal * _per_weight(sizes.astype(np.float32), shape, block_shape)
+
+
+def _quantize(values: np.ndarray, block_shape: tuple[int, int], scale_dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = (range(0, size, block) for size, block in zip(values.shape, block_shape, strict=True))
+    largest = [[np.abs(values[r : r + block_shape[0], c : c + block_shape[1]]).max() for c in columns] for r in rows]
+    scale = (np.asarray(largest, np.float32) / E4M3FN_MAX).astype(scale_dtype)
+    scaled = values / _per_weight(scale.astype(np.float32), values.shape, block_shape)
+    return np.clip(scaled, -E4M3FN_MAX, E4M3FN_MAX).astype(jnp.float8_e4m3fn), scale
+
+
+def _per_weight(grid: np.ndarray, shape: tuple[int, ...], block_shape: tuple[int, int]) -> np.ndarray:
+    return grid.repeat(block_shape[0], 0).repeat(block_shape[1], 1)[: shape[0], : shape[1]]
+
+
+def _write_weights(folder: Path, tensors: dict[str, np.ndarray], shards: int) -> None:
+    if shards == 1:
+        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    names = list(tensors)
+    for index in range(shards):
+        file = f"model-{index + 1:05d}-of-{shards:05d}.safetensors"
+        # Dealt out in turn, so that a scale is not in the shard of its weight.
+        part = names[index::shards]
+        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _byte_tokenizer() -> tokenizers.Tokenizer:
+    """A tokenizer whose tokens are the 256 bytes, and one that ends a text."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[])
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens([_END])
+    return tokenizer
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,107 @@
+"""x times a stored kernel: the one place that decides how a product is computed.
+
+Shapes: R rows of x, I inputs, O outputs. Kernels are (O, I), as in the checkpoint. Results are float32.
+
+What XLA:CPU does, measured (benchmarks/README.md, "FP8 product"):
+- Anything computed from the weights alone is loop-invariant in a generation loop, so XLA hoists it and holds the
+  whole model dequantized; `optimization_barrier` is gone before that pass. It does not hoist out of a
+  conditional, so every tile is decoded inside one, in a loop over tiles, and stays in the caches.
+- A float8 operand of any other operation is first widened to float16 as a whole, so codes are sliced as bytes.
+- A bfloat16 product with one row is slow and converts the kernel; with two rows and float32 output it does not.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from bombus.kernels.fp8 import decode_e4m3fn, dequantize, scale_rows
+from jax import lax
+
+# Up to this many rows a product waits for memory, and float32 arithmetic on decoded tiles costs nothing.
+_FEW_ROWS = 16
+_TILE_OUTPUTS = 256
+
+
+# jit: equal shapes are traced and lowered once for all layers of a model. XLA inlines the call.
+@partial(jax.jit, static_argnames=("block_shape", "compute_type"))
+def product(
+    x: jax.Array,
+    kernel: jax.Array,
+    scale: jax.Array | None = None,
+    *,
+    block_shape: tuple[int, int] = (128, 128),
+    compute_type: jnp.dtype,
+) -> jax.Array:
+    """x (..., I) times kernel (O, I), computed in `compute_type`, accumulated and returned in float32 (..., O).
+
+    `scale` is the grid of a float8_e4m3fn kernel. A kernel stored in another type than `compute_type` is
+    converted tile by tile; no converted copy of it is ever alive as a whole on CPU.
+    """
+    x_RI = x.reshape(-1, x.shape[-1]).astype(compute_type)
+    if scale is None and kernel.dtype == compute_type:
+        y_RO = _dot(x_RI, kernel)
+    else:
+        y_RO = lax.platform_dependent(
+            x_RI,
+            kernel,
+            *(() if scale is None else (scale,)),
+            cpu=partial(_by_tiles, block_shape=block_shape),
+            default=partial(_whole, block_shape=block_shape),
+        )
+    return y_RO.reshape(*x.shape[:-1], kernel.shape[0])
+
+
+def _dot(x_RI: jax.Array, kernel_OI: jax.Array) -> jax.Array:
+    rows = x_RI.shape[0]
+    if rows == 1 and kernel_OI.dtype != jnp.float32:
+        x_RI = jnp.pad(x_RI, ((0, 1), (0, 0)))
+    contract_inputs = (((1,), (1,)), ((), ()))
+    return lax.dot_general(x_RI, kernel_OI, contract_inputs, preferred_element_type=jnp.float32)[:rows]
+
+
+def _whole(x_RI: jax.Array, kernel: jax.Array, scale: jax.Array | None = None, *, block_shape) -> jax.Array:
+    # The barrier ties the codes to x, so that accelerators do not dequantize ahead of time or outside a loop.
+    x_RI, kernel = lax.optimization_barrier((x_RI, kernel))
+    if scale is None:
+        return _dot(x_RI, kernel.astype(x_RI.dtype))
+    return _dot(x_RI, dequantize(kernel, scale, block_shape, x_RI.dtype))
+
+
+def _by_tiles(x_RI: jax.Array, kernel: jax.Array, scale: jax.Array | None = None, *, block_shape) -> jax.Array:
+    outputs = kernel.shape[0]
+    rows = x_RI.shape[0]
+    compute_type = x_RI.dtype
+    if rows <= _FEW_ROWS:
+        x_RI, compute_type = x_RI.astype(jnp.float32), jnp.dtype(jnp.float32)
+    # At least two tiles: XLA unrolls a loop of one, and the conditional and its protection with it. The last
+    # tile starts early enough to be whole and computes some outputs again.
+    tile = min(_TILE_OUTPUTS if rows <= _FEW_ROWS else 2 * _TILE_OUTPUTS, max(1, -(-outputs // 2)))
+    tiles = -(-outputs // tile)
+
+    def compute(first: jax.Array, x_RI: jax.Array, kernel: jax.Array, *scales: jax.Array) -> jax.Array:
+        return _dot(x_RI, _converted(kernel, scales, first, tile, block_shape, compute_type))
+
+    def step(index: jax.Array, y_RO: jax.Array) -> jax.Array:
+        first = jnp.minimum(index * tile, outputs - tile)
+        scales = () if scale is None else (scale,)
+        y_RT = lax.cond(
+            index < tiles,  # always; see the docstring of the module
+            compute,
+            lambda *_: jnp.zeros((rows, tile), jnp.float32),
+            *(first, x_RI, kernel, *scales),
+        )
+        return lax.dynamic_update_slice_in_dim(y_RO, y_RT, first, axis=1)
+
+    return lax.fori_loop(0, tiles, step, jnp.zeros((rows, outputs), jnp.float32))
+
+
+def _converted(kernel, scales, first, tile, block_shape, dtype) -> jax.Array:
+    inputs = kernel.shape[1]
+    if not scales:
+        return lax.dynamic_slice(kernel, (first, 0), (tile, inputs)).astype(dtype)
+    as_bytes = lax.bitcast_convert_type(kernel, jnp.uint8)
+    codes = lax.dynamic_slice(as_bytes, (first, 0), (tile, inputs))
+    weights = decode_e4m3fn(lax.bitcast_convert_type(codes, jnp.float8_e4m3fn))
+    return (weights * scale_rows(scales[0], first + jnp.arange(tile), inputs, block_shape)).astype(dtype)

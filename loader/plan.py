@@ -1,0 +1,316 @@
+"""The plan: for every parameter what is read, from where, as what. A pure function, made before any bytes are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import ml_dtypes
+import numpy as np
+from bombus.kernels import scale_grid
+from bombus.loader.safetensors import TensorInfo
+from bombus.models.model import Model, abstract_shapes, scale_type, unstorable
+from bombus.models.registry import architecture_of
+from bombus.models.spec import DecoderSpec
+from bombus.policies import Decision, MixedPrecision, resolve_type
+from bombus.policies.errors import PlanError, Problem
+from bombus.policies.formats import FORMATS, DType, is_low_precision, type_name
+
+# keep: bit for bit. cast: to another type. dequantize: codes times scales. quantize: to codes and scales.
+# initialise: not in the checkpoint, made anew because the caller said strict=False.
+Action: TypeAlias = Literal["keep", "cast", "dequantize", "quantize", "initialise"]
+
+_FP8 = FORMATS["f8_e4m3fn"]
+_F32 = FORMATS["f32"].dtype
+_WIDE = frozenset(entry.dtype for entry in FORMATS.values() if not entry.needs_scale)
+_SCALES = (*_WIDE, np.dtype(ml_dtypes.float8_e8m0fnu))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One parameter's part of the plan.
+
+    tensor and info: where it is read from; None for what is made here. scale: the scales to dequantize with.
+    copies: tensors that must hold the same bytes, because the parameter is tied.
+    """
+
+    path: str
+    action: Action
+    shape: tuple[int, ...]
+    stored: DType
+    computed: DType
+    rule: str | None = None
+    tensor: str | None = None
+    info: TensorInfo | None = None
+    scale: TensorInfo | None = None
+    copies: Mapping[str, TensorInfo] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the parameter in memory."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.stored.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadPlan:
+    """Everything that will be done, parameter by parameter.
+
+    block_shape: the tiles of the checkpoint's FP8 weights. unused: tensors that this model does not need.
+    """
+
+    model: Model
+    entries: tuple[Entry, ...]
+    block_shape: tuple[int, int]
+    unused: tuple[str, ...] = ()
+
+
+def make_plan(
+    spec: DecoderSpec,
+    headers: Mapping[str, TensorInfo],
+    precision: MixedPrecision,
+    *,
+    preserve_source_types: bool = False,
+    block_shape: tuple[int, int] = (128, 128),
+    strict: bool = True,
+    where: str | None = None,
+) -> LoadPlan:
+    """How to fill a model of `spec` from tensors with these headers, under this precision.
+
+    Raises PlanError that lists every missing, unexpected and mismatched tensor and every rule that matches
+    nothing. `strict=False` ignores unexpected tensors and plans to initialise missing and mismatched ones.
+    """
+    if spec.num_blocks > len(headers):
+        message = f"holds {len(headers)} tensors, which cannot be the {spec.num_blocks} blocks that config.json says"
+        raise PlanError(Problem(subject="checkpoint", message=message), where=where)
+    mapping = architecture_of(spec).mapping
+    shapes = abstract_shapes(spec)
+    spell = mapping.namer(shapes, headers)
+    tensors = {path: spell(mapping.tensor(path)) for path in shapes}
+    problems: list[Problem] = []
+    sources: dict[str, _Source] = {}
+    missing: dict[str, Problem] = {}
+    for path, shape in shapes.items():
+        source = _find(path, tensors[path], shape, headers, block_shape)
+        tied = mapping.tied_tensor(path) if spec.tie_word_embeddings else None
+        if tied is not None and tied in headers:
+            copy = _find(path, tied, shape, headers, block_shape)
+            if isinstance(source, _Source):
+                source.copies[tied] = headers[tied]
+            elif tensors[path] not in headers:
+                source = copy
+        if isinstance(source, _Source):
+            sources[path] = source
+        else:
+            missing[path] = source
+    used = {name for source in sources.values() for name in (source.tensor, source.scale_tensor, *source.copies)}
+    needed = used | {tensors[path] for path in missing}
+    unused, unexpected = [], []
+    for name in headers:
+        if name in needed:
+            continue
+        if mapping.is_ignored(name) or mapping.belongs_to_a_head(name):
+            unused.append(name)
+        else:
+            unexpected.append(name)
+    if strict:
+        problems += missing.values()
+        problems += [_unexpected(name, headers) for name in unexpected]
+    else:
+        # A damaged low-bit weight is never replaced: only what is not there or has another shape is.
+        problems += [problem for problem in missing.values() if problem.subject.startswith("weight ")]
+        unused += unexpected
+    names: dict[str, str | None] = dict(tensors)
+    names |= {f"{path.removesuffix('kernel')}scale_inv": None for path in shapes if path.endswith(".kernel")}
+    names |= {path: spell(mapping.tensor(path)) for path in names}
+    problems += precision.unmatched(names)
+    decisions = {path: precision.decide(path, name) for path, name in names.items()}
+    storage = {}
+    main = _main_type(sources)
+    for path in shapes:
+        found = sources[path].info.dtype if path in sources else main
+        storage[path] = _storage(decisions[path], path, found, preserve_source_types, main)
+        if is_low_precision(storage[path]) and not path.endswith(".kernel"):
+            problems.append(unstorable(path, storage[path], decisions[path]))
+    if problems:
+        raise PlanError(problems, where=where)
+    return _assemble(spec, shapes, sources, decisions, storage, block_shape, tuple(unused))
+
+
+@dataclass(kw_only=True)
+class _Source:
+    """Where a parameter is in the checkpoint, while the plan is made."""
+
+    tensor: str
+    info: TensorInfo
+    scale_tensor: str | None = None
+    scale: TensorInfo | None = None
+    copies: dict[str, TensorInfo] = field(default_factory=dict)
+
+
+def _find(
+    path: str,
+    tensor: str,
+    shape: tuple[int, ...],
+    headers: Mapping[str, TensorInfo],
+    block_shape: tuple[int, int],
+) -> _Source | Problem:
+    info = headers.get(tensor)
+    if info is None:
+        return Problem(
+            subject=f"tensor {tensor}",
+            message=f"is missing; parameter {path} needs it",
+            expected=f"shape {shape}",
+            remedy="check that config.json belongs to these weights, or pass strict=False to initialise it",
+        )
+    if info.shape != shape:
+        return Problem(
+            subject=f"tensor {tensor}",
+            message=f"does not fit parameter {path}",
+            expected=f"shape {shape}",
+            found=f"{info.shape}",
+            remedy="check that config.json belongs to these weights",
+        )
+    scale_tensor = f"{tensor}_scale_inv"
+    scale = headers.get(scale_tensor)
+    if info.dtype == _FP8.dtype and path.endswith(".kernel"):
+        if scale is None:
+            return Problem(
+                subject=f"weight {tensor}",
+                message="is in float8_e4m3fn and has no scale",
+                expected=f"a tensor {scale_tensor}",
+                remedy="download the checkpoint again; without its scales the values are lost",
+            )
+        grid = scale_grid((shape[0], shape[1]), block_shape)
+        if scale.shape != grid or scale.dtype not in _SCALES:
+            return Problem(
+                subject=f"weight {tensor}",
+                message=f"has scales that do not fit its shape {shape} in tiles of {block_shape}",
+                expected=f"{grid} of {', '.join(map(type_name, _SCALES))}",
+                found=f"{scale.shape} of {type_name(scale.dtype)}",
+                remedy="check weight_block_size in config.json",
+            )
+        return _Source(tensor=tensor, info=info, scale_tensor=scale_tensor, scale=scale)
+    if info.dtype not in _WIDE and info.dtype != np.float64:
+        return Problem(
+            subject=f"weight {tensor}",
+            message=f"is stored as {type_name(info.dtype)}, which parameter {path} cannot be read from",
+            expected=", ".join(map(type_name, _WIDE)),
+        )
+    return _Source(tensor=tensor, info=info)
+
+
+def _unexpected(name: str, headers: Mapping[str, TensorInfo]) -> Problem:
+    weight = name.removesuffix("_scale_inv")
+    if weight != name and weight in headers and headers[weight].dtype != _FP8.dtype:
+        return Problem(
+            subject=f"tensor {name}",
+            message=f"is a scale, but {weight} is {type_name(headers[weight].dtype)}",
+            expected="float8_e4m3fn codes",
+        )
+    return Problem(
+        subject=f"tensor {name}",
+        message="is unexpected: no parameter reads it",
+        found=f"{type_name(headers[name].dtype)}{list(headers[name].shape)}",
+        remedy="check the architecture in config.json, or pass strict=False to leave it out",
+    )
+
+
+def _main_type(sources: Mapping[str, _Source]) -> DType:
+    """The 16- or 32-bit type that most of the checkpoint's wide values have."""
+    sizes: Counter[DType] = Counter()
+    for source in sources.values():
+        if source.info.dtype in _WIDE:
+            sizes[source.info.dtype] += int(np.prod(source.info.shape, dtype=np.int64))
+    return sizes.most_common(1)[0][0] if sizes else _F32
+
+
+def _storage(decision: Decision, path: str, found: DType, preserve: bool, main: DType) -> DType:
+    """What a parameter is stored as. See DESIGN section 4: policy, preservation, and None for "leave it"."""
+    name = path.rpartition(".")[2]
+    if found == np.float64:  # JAX has no float64 unless a user switches it on for everything
+        found = _F32
+    wanted = resolve_type(decision.policy, "params", name)
+    if preserve and not decision.decides_storage(name):
+        return found
+    if wanted is not None:
+        return wanted
+    return main if is_low_precision(found) and decision.policy is None else found
+
+
+def _assemble(
+    spec: DecoderSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    sources: Mapping[str, _Source],
+    decisions: Mapping[str, Decision],
+    storage: Mapping[str, DType],
+    block_shape: tuple[int, int],
+    unused: tuple[str, ...],
+) -> LoadPlan:
+    entries = []
+    tiles: dict[str, tuple[int, int]] = {}
+    stream = _stream_type(decisions, storage)
+    for path, shape in shapes.items():
+        layer, _, name = path.rpartition(".")
+        source, stored = sources.get(path), storage[path]
+        computed = _F32 if name == "scale" else resolve_type(decisions[path].policy, "compute", name) or stream
+        action = _action(source, stored)
+        entries.append(
+            Entry(
+                path=path,
+                action=action,
+                shape=shape,
+                stored=stored,
+                tensor=source.tensor if source else None,
+                info=source.info if source else None,
+                scale=source.scale if source and action == "dequantize" else None,
+                copies=source.copies if source else {},
+                computed=computed,
+                rule=decisions[path].rule,
+            )
+        )
+        if not is_low_precision(stored):
+            continue
+        tiles[layer] = block_shape if action == "keep" else _FP8.tile or block_shape
+        scale_path = f"{layer}.scale_inv"
+        kept = source is not None and action == "keep"
+        found = source.scale.dtype if kept and source and source.scale else _F32
+        scale_stored = scale_type(decisions[scale_path], found)
+        entries.append(
+            Entry(
+                path=scale_path,
+                action=("keep" if scale_stored == found else "cast") if kept else action,
+                shape=scale_grid((shape[0], shape[1]), tiles[layer]),
+                stored=scale_stored,
+                computed=_F32,
+                rule=decisions[scale_path].rule,
+                tensor=source.scale_tensor if kept and source else None,
+                info=source.scale if kept and source else None,
+            )
+        )
+    stored_types = {entry.path: entry.stored for entry in entries}
+    model = Model(
+        spec=spec,
+        decisions={path: decisions[path] for path in stored_types},
+        stored=stored_types,
+        tiles=tiles,
+    )
+    return LoadPlan(model=model, entries=tuple(entries), block_shape=block_shape, unused=unused)
+
+
+def _action(source: _Source | None, stored: DType) -> Action:
+    if source is None:
+        return "initialise"
+    if source.info.dtype == stored:
+        return "keep"
+    if is_low_precision(source.info.dtype):
+        return "dequantize"
+    return "quantize" if is_low_precision(stored) else "cast"
+
+
+def _stream_type(decisions: Mapping[str, Decision], storage: Mapping[str, DType]) -> DType:
+    """The type of the residual stream: what the embedding returns."""
+    path = next(path for path in storage if path.endswith(".embedding"))
+    policy = decisions[path].policy
+    return resolve_type(policy, "output") or resolve_type(policy, "compute", "embedding") or storage[path]

@@ -1,0 +1,148 @@
+"""LoadReport: what was loaded, from where, as what, and how many bytes it takes."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from bombus.loader.plan import Entry, LoadPlan
+from bombus.policies.formats import type_name
+
+_COLUMNS = ("parameter", "tensor", "in file", "stored", "computed", "action", "bytes", "rule")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """A table of every parameter. Layers of equal treatment share a row; `to_json` lists them one by one."""
+
+    plan: LoadPlan
+    where: str
+    seconds: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the parameters take in memory."""
+        return sum(entry.nbytes for entry in self.plan.entries)
+
+    @property
+    def file_nbytes(self) -> int:
+        """Bytes of the tensors that are read."""
+        infos = {info.start: info for entry in self.plan.entries for info in (entry.info, entry.scale) if info}
+        files = {(info.file, info.start): info.nbytes for info in infos.values()}
+        return sum(files.values())
+
+    @property
+    def initialised(self) -> tuple[str, ...]:
+        """Parameters that the checkpoint does not have and that were made anew (only with strict=False)."""
+        return tuple(entry.path for entry in self.plan.entries if entry.action == "initialise")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: totals and one record per parameter."""
+        return {
+            "checkpoint": self.where,
+            "seconds": self.seconds,
+            "bytes": self.nbytes,
+            "file_bytes": self.file_nbytes,
+            "stored_bytes": self._by_type(),
+            "unused_tensors": list(self.plan.unused),
+            "initialised": list(self.initialised),
+            "parameters": [dict(zip(_COLUMNS, self._cells(entry), strict=True)) for entry in self.plan.entries],
+        }
+
+    def __str__(self) -> str:
+        rows = [tuple(map(str, row)) for row in self._rows()]
+        widths = [max(len(row[column]) for row in (_COLUMNS, *rows)) for column in range(len(_COLUMNS))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (_COLUMNS, tuple("-" * width for width in widths), *rows)
+        ]
+        return "\n".join((f"{self.where}: {self._summary()}", *lines, *self._notes()))
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in self._rows()
+        )
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
+        caption = html.escape(f"{self.where}: {self._summary()}")
+        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+    def _summary(self) -> str:
+        types = ", ".join(f"{name} {readable_bytes(size)}" for name, size in self._by_type().items())
+        took = "" if self.seconds is None else f", loaded in {self.seconds:.2f} s"
+        count = sum(int(_size(entry)) for entry in self.plan.entries if not entry.path.endswith(".scale_inv"))
+        return (
+            f"{count:,} parameters, {readable_bytes(self.nbytes)} in memory ({types}), "
+            f"{readable_bytes(self.file_nbytes)} read{took}"
+        )
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.initialised:
+            notes.append(f"NOT in the checkpoint, initialised (strict=False): {', '.join(self.initialised)}")
+        if self.plan.unused:
+            notes.append(f"not needed by this model: {', '.join(self.plan.unused)}")
+        return notes
+
+    def _by_type(self) -> dict[str, int]:
+        sizes: Counter[str] = Counter()
+        for entry in self.plan.entries:
+            sizes[type_name(entry.stored)] += entry.nbytes
+        return dict(sizes.most_common())
+
+    def _cells(self, entry: Entry) -> tuple[str, str, str, str, str, str, int, str]:
+        return (
+            entry.path,
+            entry.tensor or "",
+            type_name(entry.info.dtype) if entry.info else "",
+            f"{type_name(entry.stored)}{list(entry.shape)}",
+            type_name(entry.computed),
+            entry.action,
+            entry.nbytes,
+            entry.rule or "",
+        )
+
+    def _rows(self) -> list[tuple[str, str, str, str, str, str, str, str]]:
+        """Rows in which the numbers of blocks that are treated alike are folded into a range."""
+        groups: dict[tuple[str, ...], list[tuple[int | None, int]]] = {}
+        for entry in self.plan.entries:
+            path, tensor, *middle, nbytes, rule = self._cells(entry)
+            number = re.search(r"\.(\d+)\.", path)
+            key = (
+                path if number is None else path.replace(number[0], ".{n}.", 1),
+                tensor if number is None else tensor.replace(number[0], ".{n}.", 1),
+                *middle,
+                rule,
+            )
+            groups.setdefault(key, []).append((int(number[1]) if number else None, nbytes))
+        rows = []
+        for (path, tensor, in_file, stored, computed, action, rule), members in groups.items():
+            numbers = [number for number, _ in members if number is not None]
+            size = readable_bytes(sum(nbytes for _, nbytes in members))
+            shown = path.replace("{n}", _ranges(numbers)) if numbers else path
+            rows.append((shown, tensor, in_file, stored, computed, action, size, rule))
+        return rows
+
+
+def readable_bytes(count: int) -> str:
+    """A size with a unit: 1.5 MB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
+        value /= 1000
+    return f"{value:.2f} TB"
+
+
+def _size(entry: Entry) -> int:
+    return entry.nbytes // entry.stored.itemsize
+
+
+def _ranges(numbers: list[int]) -> str:
+    numbers = sorted(numbers)
+    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{{{numbers[0]}..{numbers[-1]}}}"
+    return "{" + ",".join(map(str, numbers)) + "}" if len(numbers) > 1 else str(numbers[0])

@@ -1,0 +1,41 @@
+"""What every test shares: strict promotion, real data where it is, tiny checkpoints made once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from bombus.testing import tiny_checkpoint
+
+# An implicit mix of types is a bug in a library about types.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real checkpoints; its tests are skipped where it is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("BOMBUS_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real checkpoints at {folder}; set BOMBUS_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny(architecture, weights, **options)`: the folder of a tiny checkpoint, made once per session. Read only."""
+    made: dict[Any, Path] = {}
+
+    def make(architecture: str = "qwen3", weights: str = "f8_e4m3fn", **options: Any) -> Path:
+        key = (architecture, weights, repr(sorted(options.items())))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(f"{architecture}-{weights}")
+            made[key] = tiny_checkpoint(architecture, folder, weights, **options)
+        return made[key]
+
+    return make
