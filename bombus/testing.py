@@ -21,8 +21,8 @@ from bombus.kernels.fp8 import E4M3FN_MAX
 from bombus.loader.checkpoint import INDEX, WEIGHTS
 from bombus.loader.quantization import write_quantization_config
 from bombus.models.model import abstract_shapes
-from bombus.models.registry import Architecture, architectures
-from bombus.policies.errors import Problem, SpecError, closest
+from bombus.models.registry import HEADS, Architecture, architectures
+from bombus.policies.errors import CheckpointError, Problem, SpecError, closest
 from bombus.policies.formats import find_format
 
 # Sizes that are no multiples of 128: several tiles in both directions, partial ones at the edges.
@@ -50,6 +50,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "max_positions": 512,
     },
 }
+_WEIGHTS = ("f32", "bf16", "f8_e4m3fn")
 _END = "<|endoftext|>"
 
 
@@ -78,9 +79,12 @@ def tiny_checkpoint(
     Raises SpecError for an unknown architecture, preset or size.
     """
     entry = _architecture(architecture)
-    if preset not in PRESETS:
-        problem = Problem(subject=f"preset {preset!r}", message="does not exist", remedy=closest(preset, PRESETS))
-        raise SpecError(problem)
+    for what, value, known in (("preset", preset, PRESETS), ("head", head, HEADS), ("weights", weights, _WEIGHTS)):
+        if value not in known:
+            problem = Problem(subject=f"{what} {value!r}", message="does not exist", remedy=closest(value, known))
+            raise SpecError(problem)
+    if shards < 1:
+        raise SpecError(Problem(subject="shards", message="must be at least 1", found=str(shards)))
     fields: dict[str, Any] = {"tie_word_embeddings": True, **PRESETS[preset], **sizes, "head": head}
     unknown = [name for name in fields if name not in {field.name for field in dataclasses.fields(entry.spec)}]
     if unknown:
@@ -114,7 +118,12 @@ def tiny_checkpoint(
     if stored.needs_scale:
         config["quantization_config"] = write_quantization_config(block_shape, kept)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            Problem(subject="folder", message=f"cannot be made: {error}"), where=str(folder)
+        ) from error
     _write_weights(folder, tensors, shards)
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": 256})

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 import numpy as np
+
 from bombus.generation.loop import STOP_SLOTS, decode, prefill
 from bombus.generation.sampling import Sampling
 from bombus.loader import GenerationConfig, LoadedModel, Tokenizer

@@ -13,10 +13,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
 from bombus.generation.sampling import Sampling, sample
 from bombus.layers import Cache
 from bombus.models import Model, Params
-from jax import lax
 
 STOP_SLOTS = 32
 

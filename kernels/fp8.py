@@ -36,7 +36,9 @@ def scale_grid(shape: Sequence[int], block_shape: tuple[int, int]) -> tuple[int,
 
 def scale_rows(scale: jax.Array, rows: jax.Array, columns: int, block_shape: tuple[int, int]) -> jax.Array:
     """The float32 scale of every weight in the given rows, (len(rows), columns), from the grid."""
-    per_row = scale.astype(jnp.float32)[rows // block_shape[0]]
+    # Truncating division and clipped indices compile to less than Python's floor division and wrapped ones.
+    tiles = lax.div(rows, jnp.asarray(block_shape[0], rows.dtype))
+    per_row = jnp.take(scale.astype(jnp.float32), tiles, axis=0, mode="clip")
     return jnp.repeat(per_row, block_shape[1], axis=1)[:, :columns]
 
 

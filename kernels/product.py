@@ -16,12 +16,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from bombus.kernels.fp8 import decode_e4m3fn, dequantize, scale_rows
 from jax import lax
+
+from bombus.kernels.fp8 import decode_e4m3fn, dequantize, scale_rows
 
 # Up to this many rows a product waits for memory, and float32 arithmetic on decoded tiles costs nothing.
 _FEW_ROWS = 16
-_TILE_OUTPUTS = 256
+# Outputs per tile: with few rows a decoded tile stays in the L2 cache, with many the product is worth a larger one.
+_FEW_ROWS_TILE = 128
+_MANY_ROWS_TILE = 512
 
 
 # jit: equal shapes are traced and lowered once for all layers of a model. XLA inlines the call.
@@ -41,7 +44,10 @@ def product(
     """
     x_RI = x.reshape(-1, x.shape[-1]).astype(compute_type)
     if scale is None and kernel.dtype == compute_type:
-        y_RO = _dot(x_RI, kernel)
+        rows = x_RI.shape[0]
+        if rows == 1 and compute_type != jnp.float32:
+            x_RI = jnp.pad(x_RI, ((0, 1), (0, 0)))
+        y_RO = _dot(x_RI, kernel)[:rows]
     else:
         y_RO = lax.platform_dependent(
             x_RI,
@@ -53,12 +59,10 @@ def product(
     return y_RO.reshape(*x.shape[:-1], kernel.shape[0])
 
 
-def _dot(x_RI: jax.Array, kernel_OI: jax.Array) -> jax.Array:
-    rows = x_RI.shape[0]
-    if rows == 1 and kernel_OI.dtype != jnp.float32:
-        x_RI = jnp.pad(x_RI, ((0, 1), (0, 0)))
-    contract_inputs = (((1,), (1,)), ((), ()))
-    return lax.dot_general(x_RI, kernel_OI, contract_inputs, preferred_element_type=jnp.float32)[:rows]
+def _dot(x: jax.Array, kernel_OI: jax.Array) -> jax.Array:
+    """x (R, I) or (I,) times kernel, (R, O) or (O,) in float32."""
+    contract_inputs = (((x.ndim - 1,), (1,)), ((), ()))
+    return lax.dot_general(x, kernel_OI, contract_inputs, preferred_element_type=jnp.float32)
 
 
 def _whole(x_RI: jax.Array, kernel: jax.Array, scale: jax.Array | None = None, *, block_shape) -> jax.Array:
@@ -72,29 +76,32 @@ def _whole(x_RI: jax.Array, kernel: jax.Array, scale: jax.Array | None = None, *
 def _by_tiles(x_RI: jax.Array, kernel: jax.Array, scale: jax.Array | None = None, *, block_shape) -> jax.Array:
     outputs = kernel.shape[0]
     rows = x_RI.shape[0]
-    compute_type = x_RI.dtype
-    if rows <= _FEW_ROWS:
-        x_RI, compute_type = x_RI.astype(jnp.float32), jnp.dtype(jnp.float32)
+    few = rows <= _FEW_ROWS
+    compute_type = jnp.dtype(jnp.float32) if few else x_RI.dtype
+    # A single row as a vector: XLA:CPU's product of a matrix and a vector, without copies around it.
+    x = x_RI[0].astype(compute_type) if rows == 1 else x_RI.astype(compute_type)
     # At least two tiles: XLA unrolls a loop of one, and the conditional and its protection with it. The last
     # tile starts early enough to be whole and computes some outputs again.
-    tile = min(_TILE_OUTPUTS if rows <= _FEW_ROWS else 2 * _TILE_OUTPUTS, max(1, -(-outputs // 2)))
+    tile = min(_FEW_ROWS_TILE if few else _MANY_ROWS_TILE, max(1, -(-outputs // 2)))
     tiles = -(-outputs // tile)
 
-    def compute(first: jax.Array, x_RI: jax.Array, kernel: jax.Array, *scales: jax.Array) -> jax.Array:
-        return _dot(x_RI, _converted(kernel, scales, first, tile, block_shape, compute_type))
+    def compute(first: jax.Array, x: jax.Array, kernel: jax.Array, *scales: jax.Array) -> jax.Array:
+        return _dot(x, _converted(kernel, scales, first, tile, block_shape, compute_type))
 
-    def step(index: jax.Array, y_RO: jax.Array) -> jax.Array:
+    def step(index: jax.Array, y: jax.Array) -> jax.Array:
         first = jnp.minimum(index * tile, outputs - tile)
         scales = () if scale is None else (scale,)
-        y_RT = lax.cond(
+        part = lax.cond(
             index < tiles,  # always; see the docstring of the module
             compute,
-            lambda *_: jnp.zeros((rows, tile), jnp.float32),
-            *(first, x_RI, kernel, *scales),
+            lambda *_: jnp.zeros((*x.shape[:-1], tile), jnp.float32),
+            *(first, x, kernel, *scales),
         )
-        return lax.dynamic_update_slice_in_dim(y_RO, y_RT, first, axis=1)
+        return lax.dynamic_update_slice_in_dim(y, part, first, axis=y.ndim - 1)
 
-    return lax.fori_loop(0, tiles, step, jnp.zeros((rows, outputs), jnp.float32))
+    # Every output is written, so any start will do. Zeros would be made for all layers ahead of time and held.
+    start = jnp.broadcast_to(x[..., :1].astype(jnp.float32), (*x.shape[:-1], outputs))
+    return lax.fori_loop(0, tiles, step, start).reshape(rows, outputs)
 
 
 def _converted(kernel, scales, first, tile, block_shape, dtype) -> jax.Array:

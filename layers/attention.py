@@ -1,6 +1,6 @@
 """Grouped-query attention (Ainslie et al. 2023) with rotary positions and an optional KV cache.
 
-Shapes: B batch, T query tokens, S key tokens, D hidden, N query heads, K key/value heads, G = N/K, H head size.
+Shapes: B batch, T query tokens, S key tokens, D hidden, N query heads, K key/value heads, H head size, X = B*K.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from bombus.layers.cache import write
+from flax import nnx
+
+from bombus.layers.cache import heads_first, write
 from bombus.layers.dense import Dense
 from bombus.layers.norm import RMSNorm
 from bombus.layers.rotary import rotate
-from flax import nnx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,29 +62,27 @@ class Attention(nnx.Module):
         if self.query_norm is not None and self.key_norm is not None:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         q_BTNH, k_BTKH = rotate(q_BTNH, context.rotary), rotate(k_BTKH, context.rotary)
+        k_XSH, v_XSH = heads_first(k_BTKH), heads_first(v_BTKH)
         if cached is not None and context.length is not None:
-            cached = (write(cached[0], k_BTKH, context.length), write(cached[1], v_BTKH, context.length))
-            k_BKSH, v_BKSH = cached
-        else:
-            k_BKSH, v_BKSH = k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3)
-        mixed = attend(q_BTNH, k_BKSH, v_BKSH, context.mask_BTS)
+            cached = (write(cached[0], k_XSH, context.length), write(cached[1], v_XSH, context.length))
+            k_XSH, v_XSH = cached
+        mixed = attend(q_BTNH, k_XSH, v_XSH, context.mask_BTS)
         return self.output(mixed.reshape(*x.shape[:2], -1)), cached
 
 
-def attend(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+def attend(q_BTNH: jax.Array, k_XSH: jax.Array, v_XSH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
     """softmax(q k / sqrt(H)) v as (B, T, N, H): softmax in float32, key/value heads shared, never repeated.
 
     A query whose mask is empty (padding) gets a finite, meaningless result.
     """
     batch, tokens, num_heads, head_dim = q_BTNH.shape
-    num_kv_heads = k_BKSH.shape[1]
-    groups = num_heads // num_kv_heads
-    # Group and token become one axis of rows: a batched matrix product in the layout of the cache.
-    q = q_BTNH.transpose(0, 2, 1, 3).reshape(batch, num_kv_heads, groups * tokens, head_dim)
-    scores = jnp.einsum("bkrh,bksh->bkrs", q.astype(k_BKSH.dtype), k_BKSH, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, num_kv_heads, groups, tokens, -1) / math.sqrt(head_dim)
-    scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).reshape(batch, num_kv_heads, groups * tokens, -1)
-    mixed = jnp.einsum("bkrs,bksh->bkrh", weights.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=jnp.float32)
-    mixed = mixed.reshape(batch, num_heads, tokens, head_dim).transpose(0, 2, 1, 3)
-    return mixed.astype(q_BTNH.dtype)
+    merged, slots, _ = k_XSH.shape
+    # The query heads that share a key/value head, and their tokens, become the rows R of one batched product.
+    q_XRH = q_BTNH.transpose(0, 2, 1, 3).reshape(merged, -1, head_dim).astype(k_XSH.dtype)
+    scores = jnp.einsum("xrh,xsh->xrs", q_XRH, k_XSH, preferred_element_type=jnp.float32) / math.sqrt(head_dim)
+    scores = scores.reshape(batch, num_heads, tokens, slots)
+    scores = jnp.where(mask_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
+    weights_XRS = jax.nn.softmax(scores, axis=-1).reshape(merged, -1, slots).astype(v_XSH.dtype)
+    mixed = jnp.einsum("xrs,xsh->xrh", weights_XRS, v_XSH, preferred_element_type=jnp.float32)
+    mixed_BTNH = mixed.reshape(batch, num_heads, tokens, head_dim).transpose(0, 2, 1, 3)
+    return mixed_BTNH.astype(q_BTNH.dtype)

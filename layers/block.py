@@ -6,10 +6,11 @@ Shapes: B batch, T tokens, D hidden.
 from __future__ import annotations
 
 import jax
+from flax import nnx
+
 from bombus.layers.attention import Attention, AttentionContext
 from bombus.layers.feed_forward import GatedFeedForward
 from bombus.layers.norm import RMSNorm
-from flax import nnx
 
 
 class Block(nnx.Module):

@@ -1,6 +1,6 @@
 """KV cache of static length.
 
-Shapes: B batch, S cached tokens, K key/value heads, H head size.
+Shapes: B batch, T new tokens, S cached tokens, K key/value heads, H head size.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from bombus.policies.formats import DType
 from jax import lax
+
+from bombus.policies.formats import DType
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Keys and values of every layer, (B, K, S, H) each and NOT repeated for the query heads.
+    """Keys and values of every layer, (B*K, S, H) each and NOT repeated for the query heads.
 
+    Row and head are one axis, because that is the form of the product that reads them: with a reshape in between
+    XLA:CPU fuses the write twice and copies the whole cache three times per step (benchmarks/README.md).
     `mask` (B, S) marks the slots that hold real tokens, `length` () counts the slots used, padding included,
     and `positions` (B,) is the position that each row's next token has.
     """
@@ -36,7 +39,7 @@ class Cache:
 
 def empty_cache(num_layers: int, batch: int, capacity: int, *, num_kv_heads: int, head_dim: int, dtype: DType) -> Cache:
     """A cache with `capacity` free slots per row."""
-    shape = (batch, num_kv_heads, capacity, head_dim)
+    shape = (batch * num_kv_heads, capacity, head_dim)
     return Cache(
         keys=tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)),
         values=tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)),
@@ -46,7 +49,12 @@ def empty_cache(num_layers: int, batch: int, capacity: int, *, num_kv_heads: int
     )
 
 
-def write(cached_BKSH: jax.Array, new_BTKH: jax.Array, length: jax.Array) -> jax.Array:
-    """The cached keys or values with the new ones at slot `length` and after."""
-    new_BKTH = new_BTKH.transpose(0, 2, 1, 3).astype(cached_BKSH.dtype)
-    return lax.dynamic_update_slice(cached_BKSH, new_BKTH, (0, 0, length, 0))
+def heads_first(new_BTKH: jax.Array) -> jax.Array:
+    """Keys or values in the layout of the cache, (B*K, T, H)."""
+    batch, tokens, heads, head_dim = new_BTKH.shape
+    return new_BTKH.transpose(0, 2, 1, 3).reshape(batch * heads, tokens, head_dim)
+
+
+def write(cached_XSH: jax.Array, new_XTH: jax.Array, length: jax.Array) -> jax.Array:
+    """The cached keys or values (X = B*K) with the new ones at slot `length` and after."""
+    return lax.dynamic_update_slice(cached_XSH, new_XTH.astype(cached_XSH.dtype), (0, length, 0))

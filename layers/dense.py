@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
 from bombus.kernels import product, scale_grid
 from bombus.layers.layer import Layer
 from bombus.policies.formats import DType
-from flax import nnx
 
 
 def fp8_aware_dense(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from bombus.kernels import product
+from flax import nnx
+
+from bombus.kernels import lookup, product
 from bombus.layers.layer import Layer
 from bombus.policies.formats import DType
-from flax import nnx
 
 
 class Embedding(Layer):
@@ -19,7 +20,7 @@ class Embedding(Layer):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         table = self.embedding.get_value()
         # Rows first, then the cast: never a cast of the whole table.
-        rows = jnp.take(table, tokens, axis=0, mode="clip").astype(self.compute_type("embedding", table.dtype))
+        rows = lookup(table, tokens).astype(self.compute_type("embedding", table.dtype))
         return rows.astype(self.output_type_of("embedding", rows.dtype))
 
     def attend(self, x: jax.Array, output_type: DType) -> jax.Array:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
+from flax import nnx
+
 from bombus.layers.dense import Dense
 from bombus.policies.errors import Problem, SpecError, closest
-from flax import nnx
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,

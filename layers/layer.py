@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from flax import nnx
+
 from bombus.policies.formats import DType
 from bombus.policies.policy import Policy, resolve_type
-from flax import nnx
 
 
 class Layer(nnx.Module):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from bombus.layers.layer import Layer
 from flax import nnx
+
+from bombus.layers.layer import Layer
 
 
 class RMSNorm(Layer):

@@ -44,14 +44,16 @@ class Rotary:
         return ((1 - blend) * frequencies / scaling.factor + blend * frequencies).astype(np.float32)
 
     def tables(self, positions_BT: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
-        """(cos, sin) of every pair's angle, (B, T, H/2) in float32; built once per call of a model."""
-        angles = positions_BT[..., None].astype(jnp.float32) * self.frequencies(head_dim)
-        return jnp.cos(angles), jnp.sin(angles)
+        """(cos, signed sin) of every pair's angle, (B, T, 1, 2, H/2) in float32; built once per call of a model."""
+        angles = positions_BT[:, :, None, None, None].astype(jnp.float32) * self.frequencies(head_dim)
+        signs = jnp.array([-1.0, 1.0], jnp.float32)[:, None]
+        return jnp.cos(angles), jnp.sin(angles) * signs
 
 
 def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     """x with each pair (i, i + H/2) turned by its angle, in float32, rounded to the type of x."""
-    cos, sin = (table[:, :, None, :] for table in tables)
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    cos, signed_sin = tables
+    # The two halves as an axis that is flipped: a concatenation takes XLA:CPU ten times as long to compile.
+    halves = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, -1)
+    turned = halves * cos + jnp.flip(halves, axis=-2) * signed_sin
+    return turned.astype(x_BTNH.dtype).reshape(x_BTNH.shape)

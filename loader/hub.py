@@ -10,7 +10,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from bombus.policies.errors import CheckpointError, HubError, Problem, SpecError
 from huggingface_hub import constants, file_exists, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -22,6 +21,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from tqdm.auto import tqdm
+
+from bombus.policies.errors import CheckpointError, HubError, Problem, SpecError
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

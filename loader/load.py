@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm.auto import tqdm
+
 from bombus.kernels import dequantize, quantize
 from bombus.loader.checkpoint import read_headers
 from bombus.loader.generation_config import GenerationConfig, read_generation_config
@@ -24,7 +26,6 @@ from bombus.models.model import flat, nested
 from bombus.policies import as_precision
 from bombus.policies.errors import CheckpointError, Problem
 from bombus.policies.mixed_precision import PolicyLike
-from tqdm.auto import tqdm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +261,7 @@ def _check_scale(name: str, info: TensorInfo, scale: np.ndarray) -> None:
 
 
 def _check_tied(entry: Entry, info: TensorInfo, name: str, copy: TensorInfo) -> None:
-    if copy.dtype != info.dtype or copy.shape != info.shape or not same_bytes(info, copy):
+    if not same_bytes(info, copy):
         raise CheckpointError(
             Problem(
                 subject=f"tensor {name}",

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
+
 from bombus.kernels import scale_grid
 from bombus.loader.safetensors import TensorInfo
 from bombus.models.model import Model, abstract_shapes, scale_type, unstorable
@@ -24,7 +25,7 @@ Action: TypeAlias = Literal["keep", "cast", "dequantize", "quantize", "initialis
 
 _FP8 = FORMATS["f8_e4m3fn"]
 _F32 = FORMATS["f32"].dtype
-_WIDE = frozenset(entry.dtype for entry in FORMATS.values() if not entry.needs_scale)
+_WIDE = tuple(entry.dtype for entry in FORMATS.values() if not entry.needs_scale)
 _SCALES = (*_WIDE, np.dtype(ml_dtypes.float8_e8m0fnu))
 
 
@@ -96,8 +97,10 @@ def make_plan(
         tied = mapping.tied_tensor(path) if spec.tie_word_embeddings else None
         if tied is not None and tied in headers:
             copy = _find(path, tied, shape, headers, block_shape)
-            if isinstance(source, _Source):
-                source.copies[tied] = headers[tied]
+            if isinstance(source, _Source) and isinstance(copy, _Source) and copy.info.dtype == source.info.dtype:
+                source.copies[tied] = copy.info
+            elif isinstance(source, _Source):
+                problems.append(_not_a_copy(tied, headers[tied], source))
             elif tensors[path] not in headers:
                 source = copy
         if isinstance(source, _Source):
@@ -105,12 +108,16 @@ def make_plan(
         else:
             missing[path] = source
     used = {name for source in sources.values() for name in (source.tensor, source.scale_tensor, *source.copies)}
-    needed = used | {tensors[path] for path in missing}
+    needed = used | {tensors[path] for path in missing} | {f"{tensors[path]}_scale_inv" for path in missing}
+    needed |= {problem.subject.removeprefix("tensor ") for problem in problems}
+    tied_names = map(mapping.tied_tensor, shapes) if spec.tie_word_embeddings else ()
+    read_layers = {name.rpartition(".")[0] for name in (*tensors.values(), *needed, *tied_names) if name}
     unused, unexpected = [], []
     for name in headers:
         if name in needed:
             continue
-        if mapping.is_ignored(name) or mapping.belongs_to_a_head(name):
+        another_head = mapping.belongs_to_a_head(name) and name.rpartition(".")[0] not in read_layers
+        if another_head or mapping.is_ignored(name):
             unused.append(name)
         else:
             unexpected.append(name)
@@ -214,6 +221,16 @@ def _unexpected(name: str, headers: Mapping[str, TensorInfo]) -> Problem:
         message="is unexpected: no parameter reads it",
         found=f"{type_name(headers[name].dtype)}{list(headers[name].shape)}",
         remedy="check the architecture in config.json, or pass strict=False to leave it out",
+    )
+
+
+def _not_a_copy(name: str, info: TensorInfo, source: _Source) -> Problem:
+    return Problem(
+        subject=f"tensor {name}",
+        message=f"cannot be a copy of {source.tensor}, to which config.json says it is tied",
+        expected=f"{type_name(source.info.dtype)}{list(source.info.shape)}",
+        found=f"{type_name(info.dtype)}{list(info.shape)}",
+        remedy="load with spec=load_spec(repo, tie_word_embeddings=False) if they are two tensors",
     )
 
 

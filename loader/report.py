@@ -30,9 +30,8 @@ class LoadReport:
     @property
     def file_nbytes(self) -> int:
         """Bytes of the tensors that are read."""
-        infos = {info.start: info for entry in self.plan.entries for info in (entry.info, entry.scale) if info}
-        files = {(info.file, info.start): info.nbytes for info in infos.values()}
-        return sum(files.values())
+        infos = (info for entry in self.plan.entries for info in (entry.info, entry.scale) if info)
+        return sum({(info.file, info.start): info.nbytes for info in infos if info.nbytes}.values())
 
     @property
     def initialised(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from bombus.policies.errors import CheckpointError, Problem, closest
 
 DTYPES = {
@@ -135,7 +136,10 @@ def same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        text = raw.decode("utf-8")
+        if text[:1].isspace():
+            raise ValueError("white space before the object")
+        entries = json.loads(text, object_pairs_hook=_without_duplicates)
         if not isinstance(entries, dict):
             raise ValueError("not an object")
         metadata = entries.get("__metadata__", {})

@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors.numpy import save_file
+
 from bombus.loader.checkpoint import INDEX, WEIGHTS
 from bombus.loader.load import LoadedModel
 from bombus.loader.quantization import write_quantization_config
 from bombus.models.model import Model, flat
 from bombus.policies.errors import PlanError, Problem
 from bombus.policies.formats import type_name
-from safetensors.numpy import save_file
 
 
 def save_model(loaded: LoadedModel, folder: str | PathLike[str], *, max_shard_bytes: int = 5_000_000_000) -> list[Path]:

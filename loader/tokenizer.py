@@ -8,12 +8,13 @@ from os import PathLike
 from typing import Any
 
 import tokenizers
-from bombus.loader.hub import open_repository, read_json
-from bombus.policies.errors import CheckpointError, GenerationError, Problem
 from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers.decoders import DecodeStream
+
+from bombus.loader.hub import open_repository, read_json
+from bombus.policies.errors import CheckpointError, GenerationError, Problem
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from bombus.layers import AttentionContext, Block, Cache, Dense, Embedding, RMSNorm
-from bombus.models.spec import DecoderSpec
 from flax import nnx
 from jax import lax
+
+from bombus.layers import AttentionContext, Block, Cache, Dense, Embedding, RMSNorm
+from bombus.models.spec import DecoderSpec
 
 _LOGITS_TYPE = jnp.dtype(jnp.float32)
 

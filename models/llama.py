@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from flax import nnx
+
 from bombus.layers import Attention, Block, GatedFeedForward
 from bombus.models.decoder import DECODER_LAYERS, DecoderModel
 from bombus.models.mapping import ParameterMapping
 from bombus.models.registry import Architecture, register
 from bombus.models.spec import DecoderSpec, hf
-from flax import nnx
 
 
 @dataclass(frozen=True, kw_only=True)

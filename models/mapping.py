@@ -45,7 +45,7 @@ class ParameterMapping:
 
     def tied_tensor(self, path: str) -> str | None:
         """The name under which a checkpoint may store the parameter at `path` a second time, if it is tied."""
-        layer, _, _ = path.rpartition(".")
+        layer = path.rpartition(".")[0]
         return next((self.layers[other] + ".weight" for other, owner in self.ties.items() if owner == layer), None)
 
     def is_ignored(self, name: str) -> bool:
@@ -53,9 +53,9 @@ class ParameterMapping:
         return any(fnmatchcase(name, pattern) for pattern in self.ignored)
 
     def belongs_to_a_head(self, name: str) -> bool:
-        """Whether a tensor is one of a layer that stands once, such as a head that this model may not have."""
+        """Whether a tensor is one of a layer that stands once in some model of the family, such as a head."""
         layer, _, leaf = name.rpartition(".")
-        return leaf in LEAVES.values() and any(theirs == layer for theirs in self.layers.values())
+        return leaf in LEAVES.values() and layer in self.layers.values()
 
     def namer(self, paths: Collection[str], names: Collection[str]) -> Callable[[str], str]:
         """How this checkpoint spells our names for its tensors: as they are, or without the backbone's prefix."""

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
 from bombus.kernels import quantize
 from bombus.layers import Cache, Dense, Layer, empty_cache
 from bombus.models.decoder import Output
@@ -18,7 +20,6 @@ from bombus.policies import Decision, as_precision, resolve_type
 from bombus.policies.errors import PolicyError, Problem
 from bombus.policies.formats import FORMATS, DType, is_low_precision, type_name
 from bombus.policies.mixed_precision import PolicyLike
-from flax import nnx
 
 Params: TypeAlias = dict[str, Any]
 _DEFAULT_TYPE = jnp.dtype(jnp.float32)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flax import nnx
+
 from bombus.models.mapping import ParameterMapping
 from bombus.models.spec import DecoderSpec
 from bombus.policies.errors import Problem, SpecError, closest
-from flax import nnx
 
 HEADS = ("causal_lm", "sequence_classification", "base")
 

@@ -17,6 +17,7 @@ _WITHOUT_EFFECT = frozenset({
     *("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "num_labels", "problem_type"),
     *("rope_parameters", "rope_scaling", "rope_theta"),  # read on their own
 })  # fmt: skip
+_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _TYPES: Mapping[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
@@ -46,7 +47,7 @@ class Spec:
         that nothing here implements; `strict=False` ignores keys that are unknown.
         """
         problems: list[Problem] = []
-        values: dict[str, Any] = {"head": head, "num_labels": _num_labels(config)}
+        values: dict[str, Any] = {"head": head, "num_labels": _num_labels(config, problems)}
         known = set(_WITHOUT_EFFECT | cls.unused)
         for entry in fields(cls):
             if entry.name == "rotary":
@@ -123,8 +124,8 @@ class DecoderSpec(Spec):
         """Fill in the sizes that default to others, and check that they fit together."""
         problems = [
             Problem(subject=f"field {name!r}", message="must be positive", found=str(getattr(self, name)))
-            for name in ("vocab_size", "hidden_size", "intermediate_size", "num_blocks", "num_heads", "max_positions")
-            if getattr(self, name) < 1
+            for name in _POSITIVE
+            if not 0 < getattr(self, name) < float("inf")
         ]
         if not problems:
             object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
@@ -163,14 +164,27 @@ class DecoderSpec(Spec):
         return problems
 
 
+_POSITIVE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_blocks", "num_heads", "max_positions", "num_labels"),
+    "norm_epsilon",
+)
+
+
 def rotary_from_hf(config: Mapping[str, Any], *, default_theta: float, problems: list[Problem]) -> Rotary:
     """Rotary positions from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(parameters, Mapping):
         problems.append(Problem(subject="field 'rope_scaling'", message="must be an object", found=repr(parameters)))
         return Rotary(theta=default_theta)
-    theta = parameters.get("rope_theta") or config.get("rope_theta") or default_theta
+    theta = next((it["rope_theta"] for it in (parameters, config) if it.get("rope_theta") is not None), default_theta)
     theta = _checked("rope_theta", theta, "float", problems)
+    if not theta > 0:
+        problems.append(Problem(subject="field 'rope_theta'", message="must be positive", found=repr(theta)))
+    problems += [
+        Problem(subject=f"field 'rope_scaling.{key}'", message=f"is {value!r}, and nothing here reads it")
+        for key, value in parameters.items()
+        if key not in ("rope_theta", "rope_type", "type", *_LLAMA3_KEYS) and value is not None
+    ]
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
         return Rotary(theta=theta)
@@ -183,13 +197,12 @@ def rotary_from_hf(config: Mapping[str, Any], *, default_theta: float, problems:
             )
         )
         return Rotary(theta=default_theta)
-    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    missing = [key for key in keys if key not in parameters]
+    missing = [key for key in _LLAMA3_KEYS if parameters.get(key) is None]
     problems += [Problem(subject=f"field 'rope_scaling.{key}'", message="is missing") for key in missing]
     if missing:
         return Rotary(theta=default_theta)
-    factor, low, high = (_checked(key, parameters[key], "float", problems) for key in keys[:3])
-    original = _checked(keys[3], parameters[keys[3]], "int", problems)
+    factor, low, high = (_checked(key, parameters[key], "float", problems) for key in _LLAMA3_KEYS[:3])
+    original = _checked(_LLAMA3_KEYS[3], parameters[_LLAMA3_KEYS[3]], "int", problems)
     return Rotary(
         theta=theta,
         scaling=Llama3Scaling(
@@ -215,9 +228,12 @@ def rotary_to_hf(rotary: Rotary) -> dict[str, Any]:
     }
 
 
-def _num_labels(config: Mapping[str, Any]) -> int:
+def _num_labels(config: Mapping[str, Any], problems: list[Problem]) -> int:
     labels = config.get("id2label")
-    return len(labels) if isinstance(labels, Mapping) else int(config.get("num_labels") or 2)
+    if isinstance(labels, Mapping) and labels:
+        return len(labels)
+    count = config.get("num_labels")
+    return 2 if count is None else _checked("num_labels", count, "int", problems)
 
 
 def _checked(key: str, value: Any, expected: str, problems: list[Problem]) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,18 @@ class GenerationError(BombusError):
 def closest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     """The known names nearest to `name`, or all of them when there are few, as one readable phrase."""
     names = list(known)
-    near = get_close_matches(name, names, n=limit, cutoff=0.5)
+    near = get_close_matches(name, names, n=limit, cutoff=0.5) or _containing(name, names)[:limit]
     if near:
         return "the closest are " + ", ".join(repr(match) for match in near)
     return "known: " + ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+
+
+def _containing(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names in which most of a pattern's own characters stand in a row, best first."""
+    wanted = re.sub(r"^re:|[*?\\\[\]]+", "", pattern)
+    matcher = SequenceMatcher(b=wanted, autojunk=False)
+    scores = {}
+    for name in names:
+        matcher.set_seq1(name)
+        scores[name] = sum(block.size for block in matcher.get_matching_blocks() if block.size > 1)
+    return sorted((name for name in scores if scores[name] > 0.6 * len(wanted)), key=lambda name: -scores[name])

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
 from bombus.policies.errors import PolicyError, Problem, closest
 
 DType = np.dtype
@@ -33,6 +34,7 @@ FORMATS = {
     )
 }
 _BY_DTYPE = {entry.dtype: entry for entry in FORMATS.values()}
+_BY_NAME = {entry.dtype.name: entry.dtype for entry in FORMATS.values()}
 
 
 def find_format(value: Any) -> Format:
@@ -42,12 +44,14 @@ def find_format(value: Any) -> Format:
     """
     if isinstance(value, Format):
         return value
-    if isinstance(value, str) and value in FORMATS:
-        return FORMATS[value]
-    try:
-        dtype = np.dtype(value)
-    except TypeError:
-        dtype = None
+    if isinstance(value, str):
+        # Not through np.dtype, to which "f4" is float32.
+        dtype = FORMATS[value].dtype if value in FORMATS else _BY_NAME.get(value)
+    else:
+        try:
+            dtype = np.dtype(value)
+        except TypeError:
+            dtype = None
     if dtype is None or dtype not in _BY_DTYPE:
         name = value if isinstance(value, str) else getattr(value, "__name__", None) or str(value)
         raise PolicyError(

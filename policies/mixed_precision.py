@@ -47,6 +47,8 @@ class MixedPrecision:
     default: Policy | None = None
 
     def __post_init__(self) -> None:
+        for pattern in self.rules:
+            _check_pattern(pattern)
         rules = {pattern: as_policy(value, where=pattern) for pattern, value in self.rules.items()}
         if DEFAULT in rules:
             if self.default is not None:
@@ -54,8 +56,6 @@ class MixedPrecision:
             object.__setattr__(self, "default", rules.pop(DEFAULT))
         elif self.default is not None:
             object.__setattr__(self, "default", as_policy(self.default, where=DEFAULT))
-        for pattern in rules:
-            _check_pattern(pattern)
         object.__setattr__(self, "rules", rules)
 
     def decide(self, path: str, tensor: str | None = None) -> Decision:
@@ -182,7 +182,9 @@ def _read_text(path: Path) -> str:
         raise PolicyError(problem, where=str(path)) from error
 
 
-def _check_pattern(pattern: str) -> None:
+def _check_pattern(pattern: Any) -> None:
+    if not isinstance(pattern, str):
+        raise PolicyError(Problem(subject=f"policy rule {pattern!r}", message="must be a text"))
     if pattern.startswith("re:"):
         try:
             re.compile(pattern[3:])

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
+
 from bombus.policies.errors import PolicyError, Problem
 from bombus.policies.formats import DType, find_format, is_low_precision, type_name
 
