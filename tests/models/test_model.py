@@ -1,0 +1,171 @@
+"""Model: building, initialising, applying; caches, padding, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from numpy_decoder import dequantize
+
+import bombus
+from bombus.models import LlamaSpec, Qwen3Spec
+from bombus.models.model import flat, nested
+from bombus.models.registry import architectures
+
+TOKENS = np.random.default_rng(1).integers(0, 320, (2, 12))
+SIZES = {"vocab_size": 320, "hidden_size": 192, "intermediate_size": 320, "num_blocks": 2, "num_heads": 6}
+F32 = {"default": {"compute": "f32"}}
+
+
+@pytest.fixture(scope="module", params=["qwen3", "llama"])
+def loaded(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> bombus.LoadedModel:
+    """A tiny FP8 model with its types preserved, computed in float32."""
+    return bombus.load_model(tiny(request.param), preserve_source_types=True, policy=F32)
+
+
+@pytest.fixture(scope="module")
+def apply(loaded: bombus.LoadedModel) -> Callable[..., bombus.Output]:
+    """The compiled apply of `loaded`."""
+    return jax.jit(loaded.model.apply, static_argnames="last_only")
+
+
+def test_decoding_token_by_token_equals_one_prefill(loaded, apply) -> None:
+    """Through the cache, in steps of one and of several tokens, to 1e-5 of the largest logit."""
+    expected = np.asarray(apply(loaded.params, TOKENS).logits)
+    for sizes in ([1] * 12, [5, 1, 6]):
+        cache, parts, start = loaded.model.init_cache(2, 16), [], 0
+        for size in sizes:
+            output = apply(loaded.params, TOKENS[:, start : start + size], cache=cache)
+            cache, start = output.cache, start + size
+            parts.append(np.asarray(output.logits))
+        assert np.abs(np.concatenate(parts, 1) - expected).max() <= 1e-5 * np.abs(expected).max()
+        assert int(cache.length) == 12
+        np.testing.assert_array_equal(cache.positions, 12)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_row(loaded, apply, side: str) -> None:
+    """A row of 7 tokens in a batch of 12 has the logits it has alone."""
+    alone = np.asarray(apply(loaded.params, TOKENS[:1, :7]).logits)[0]
+    where = np.s_[5:] if side == "left" else np.s_[:7]
+    padded, mask = TOKENS.copy(), np.ones(TOKENS.shape, bool)
+    padded[0], mask[0] = 0, False
+    padded[0, where], mask[0, where] = TOKENS[0, :7], True
+    output = np.asarray(apply(loaded.params, padded, mask=mask).logits)
+    np.testing.assert_allclose(output[0, where], alone, atol=1e-5 * np.abs(alone).max())
+    expected = np.asarray(apply(loaded.params, TOKENS[1:]).logits)[0]
+    np.testing.assert_allclose(output[1], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_last_only_is_the_last_position(loaded, apply) -> None:
+    """(B, 1, V), equal to the last of all."""
+    expected = np.asarray(apply(loaded.params, TOKENS).logits)[:, -1:]
+    np.testing.assert_allclose(apply(loaded.params, TOKENS, last_only=True).logits, expected, atol=1e-5)
+
+
+def test_module_is_an_ordinary_flax_module(loaded, apply) -> None:
+    """Bound parameters are nnx.Params and calling the module equals apply."""
+    module = loaded.model.module(loaded.params)
+    assert isinstance(module, nnx.Module)
+    assert isinstance(module.embedder.token_embedding.embedding, nnx.Param)
+    found = jax.jit(lambda tokens: module(tokens).logits)(TOKENS)
+    np.testing.assert_allclose(found, apply(loaded.params, TOKENS).logits, atol=1e-5)
+
+
+def test_gradients_reach_wide_parameters_through_fp8_kernels(loaded) -> None:
+    """The derivative by the first norm's scale equals a difference quotient."""
+    model = loaded.model
+
+    def loss(scale: jax.Array) -> jax.Array:
+        values = flat(loaded.params) | {"decoder.blocks.0.self_attention_norm.scale": scale}
+        return (model.apply(nested(values), TOKENS[:1, :4]).logits ** 2).mean()
+
+    scale = loaded.params["decoder"]["blocks"]["0"]["self_attention_norm"]["scale"].astype(jnp.float32)
+    direction = jnp.asarray(np.random.default_rng(2).standard_normal(scale.shape), jnp.float32)
+    gradient = jax.jit(jax.grad(loss))(scale)
+    compiled = jax.jit(loss)
+    difference = (compiled(scale + 1e-2 * direction) - compiled(scale - 1e-2 * direction)) / 2e-2
+    assert float(gradient @ direction) == pytest.approx(float(difference), rel=2e-2)
+
+
+def test_apply_refuses_what_it_cannot_do(loaded) -> None:
+    """Texts for tokens of a wrong shape or type and for a full cache."""
+    model, params = loaded.model, loaded.params
+    with pytest.raises(ValueError, match=r"tokens must be integers of shape \(batch, tokens\), not int.*\(12,\)"):
+        model.apply(params, TOKENS[0])
+    with pytest.raises(ValueError, match=r"not float32\(2, 12\)"):
+        model.apply(params, TOKENS.astype(np.float32))
+    with pytest.raises(ValueError, match="12 tokens do not fit: the cache has 8 of its 8 slots left"):
+        model.apply(params, TOKENS, cache=model.init_cache(2, 8))
+
+
+def test_init_stores_what_the_policy_says() -> None:
+    """FP8 kernels with fitting scales, the rest in bf16; dequantized they are normal(0, 0.02)."""
+    spec = Qwen3Spec(**SIZES, num_kv_heads=2, head_dim=32)
+    model = bombus.build_model(spec, bombus.create_policy(params={"kernel": "f8_e4m3fn", "default": "bf16"}))
+    params = flat(model.init(jax.random.key(0)))
+    abstract = flat(model.abstract_params)
+    assert {path: (value.shape, value.dtype) for path, value in params.items()} == {
+        path: (value.shape, value.dtype) for path, value in abstract.items()
+    }
+    kernel = np.asarray(params["decoder.blocks.1.ffn.gate.kernel"])
+    scale = np.asarray(params["decoder.blocks.1.ffn.gate.scale_inv"])
+    assert kernel.dtype.name == "float8_e4m3fn"
+    assert scale.shape == (3, 2)
+    values = dequantize(kernel, scale, (128, 128))
+    assert values.std() == pytest.approx(0.02, rel=0.02)
+    assert params["output_norm.scale"].dtype == jnp.bfloat16
+    logits = jax.jit(model.apply)(nested(params), TOKENS).logits
+    assert np.isfinite(np.asarray(logits)).all()
+
+
+def test_build_model_refuses_types_a_parameter_cannot_take() -> None:
+    """A norm has no tiles; the error names the parameter, the rule and the way out."""
+    with pytest.raises(bombus.PolicyError) as caught:
+        bombus.build_model(LlamaSpec(**SIZES), "f8_e4m3fn")
+    text = str(caught.value)
+    assert "parameter output_norm.scale: cannot be stored as f8_e4m3fn, which rule 'default' asks for" in text
+    assert 'params={"kernel": "f8_e4m3fn", "default": "bf16"}' in text
+
+
+def test_cache_has_the_type_of_the_keys(tiny: Callable[..., Path]) -> None:
+    """bf16 in a bf16 model, float32 under a float32 policy, and what the caller asks for."""
+    folder = tiny("qwen3", "bf16")
+    assert bombus.load_plan(folder).plan.model.init_cache(1, 4).keys[0].dtype == jnp.bfloat16
+    model = bombus.load_plan(folder, policy=F32).plan.model
+    assert model.init_cache(1, 4).keys[0].dtype == jnp.float32
+    assert model.init_cache(1, 4, dtype="bfloat16").values[1].dtype == jnp.bfloat16
+
+
+def test_every_registered_class_names_a_head_and_maps_every_parameter() -> None:
+    """The registry is consistent: each class builds, and its mapping covers each parameter exactly once."""
+    for entry in architectures():
+        for head in entry.classes.values():
+            for tied in (True, False):
+                spec = entry.spec(**SIZES, head=head, tie_word_embeddings=tied, attention_bias=True)
+                names = bombus.build_model(spec).tensor_names()
+                assert len(set(names.values())) == len(names)
+
+
+def test_specs_survive_a_round_trip() -> None:
+    """from_hf(to_hf(spec)) is the spec, for every architecture, head and rotary type."""
+    scaling = bombus.layers.Llama3Scaling(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192
+    )
+    for entry in architectures():
+        for head in entry.classes.values():
+            labels = 5 if head == "sequence_classification" else 2
+            spec = entry.spec(
+                **SIZES,
+                head=head,
+                num_labels=labels,
+                attention_bias=True,
+                norm_epsilon=1e-5,
+                rotary=bombus.layers.Rotary(theta=5e5, scaling=scaling),
+            )
+            assert entry.spec.from_hf(spec.to_hf(), head=head) == spec
