@@ -52,6 +52,7 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 _WEIGHTS = ("f32", "bf16", "f8_e4m3fn")
 _END = "<|endoftext|>"
+_END_ID = 256  # after the 256 bytes
 
 
 def tiny_checkpoint(
@@ -113,7 +114,7 @@ def tiny_checkpoint(
         "torch_dtype": "float32" if weights == "f32" else "bfloat16",
         **spec.to_hf(),
         "bos_token_id": None,
-        "eos_token_id": 256,
+        "eos_token_id": _END_ID if spec.vocab_size > _END_ID else None,
     }
     if stored.needs_scale:
         config["quantization_config"] = write_quantization_config(block_shape, kept)
@@ -126,8 +127,8 @@ def tiny_checkpoint(
         ) from error
     _write_weights(folder, tensors, shards)
     _write_json(folder / "config.json", config)
-    _write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": 256})
-    if spec.vocab_size > 256:
+    if spec.vocab_size > _END_ID:
+        _write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": _END_ID})
         _byte_tokenizer().save(str(folder / "tokenizer.json"))
         _write_json(folder / "tokenizer_config.json", {"eos_token": _END})
     return folder

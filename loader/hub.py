@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, file_exists, hf_hub_download
+from huggingface_hub import constants, file_exists, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -39,7 +39,7 @@ class Repository:
     revision: str | None = None
     subfolder: str | None = None
     token: str | bool | None = None
-    cache_dir: str | PathLike[str] | None = None
+    cache_dir: Path | None = None
     local_files_only: bool = False
 
     def __str__(self) -> str:
@@ -49,21 +49,22 @@ class Repository:
         """The local path of a file, fetched when it has to be; None when the repository does not have it."""
         if self.folder is not None:
             return _local(self.folder / (self.subfolder or "") / filename)
+        name = f"{self.subfolder}/{filename}" if self.subfolder else filename
+        if self.offline:
+            # Not hf_hub_download(local_files_only=True), which may still ask the hub about other things.
+            cached = try_to_load_from_cache(self.name, name, cache_dir=self.cache_dir, revision=self.revision)
+            return Path(cached) if isinstance(cached, str) else None
         try:
             return Path(
                 hf_hub_download(
                     self.name,
-                    filename,
-                    subfolder=self.subfolder,
+                    name,
                     revision=self.revision,
                     token=self.token,
-                    cache_dir=None if self.cache_dir is None else Path(self.cache_dir),
-                    local_files_only=self.local_files_only,
+                    cache_dir=self.cache_dir,
                 )
             )
         except LocalEntryNotFoundError as error:
-            if self.offline:
-                return None
             raise HubError(self._missing(filename), where=str(self)) from error
         except EntryNotFoundError:
             return None
@@ -182,7 +183,7 @@ def open_repository(
         revision=revision,
         subfolder=subfolder,
         token=token,
-        cache_dir=cache_dir,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
         local_files_only=local_files_only,
     )
 

@@ -1,0 +1,84 @@
+"""README.md says what is true: its matrix is the generated one, its commands are CI's, its code and commands run."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import runpy
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bombus import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+HUB_ID = "Qwen/Qwen3-4B-Instruct-2507-FP8"
+REMEDY = "run `python benchmarks/support_matrix.py --write`"
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def matrix() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "benchmarks" / "support_matrix.py"))
+
+
+def test_the_matrix_is_the_generated_one(matrix: dict[str, Any]) -> None:
+    assert matrix["with_matrix"](README, matrix["support_matrix"]()) == README, REMEDY
+
+
+def test_a_matrix_without_goldens_claims_no_check(matrix: dict[str, Any], tmp_path: Path) -> None:
+    rows = matrix["support_matrix"](tmp_path / "none").splitlines()[2:]
+    assert rows
+    assert all(row.endswith("| not checked |") for row in rows)
+
+
+def test_the_matrix_needs_its_markers(matrix: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must hold"):
+        matrix["with_matrix"]("no markers", "a table")
+
+
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    setup, tests = (block.strip() for block in blocks("bash")[:2])
+    assert setup == "pip install -e . && bombus demo"
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert f"test_command='{tests}'\n" in script
+    # On each Python: the first, and the second where there is one.
+    assert len(re.findall(r'^ *inside "\$work/\w+" "\$test_command"$', script, re.MULTILINE)) == 2
+
+
+def test_the_python_code_runs(tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    code = "\n".join(blocks("python"))
+    assert HUB_ID in code
+    names: dict[str, Any] = {}
+    exec(code.replace(HUB_ID, str(tiny())), names)
+    output = capsys.readouterr().out
+    assert "f8_e4m3fn[320, 192]" in output, "the report of the load"
+    assert names["logits"].shape == (1, len("Why is the sky blue?"), 320)
+    assert "from 'decoder.blocks.0.*', because it comes later than 'decoder.blocks.*.ffn.*'" in output
+    assert "policy rule 'decoder.blocks.*.fnn.*': matches no parameter. The closest are" in output
+
+
+def test_the_command_line_runs(tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [shlex.split(line, comments=True) for line in blocks("bash")[2].splitlines()]
+    places = {"REPO": str(tiny()), "FOLDER": str(tmp_path / "folder")}
+    for program, *arguments in lines:
+        assert program == "bombus"
+        assert cli.main([places.get(argument, argument) for argument in arguments]) == 0, arguments
+        assert capsys.readouterr().out.strip(), arguments
+    actions = cli._parser()._actions
+    (commands,) = (action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
+    assert {line[1] for line in lines} == set(commands), "the commands in README.md, the commands there are"
+
+
+def test_links_lead_somewhere() -> None:
+    for text in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / text).read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), f"{text} links to {target}"
