@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
-from bombus.loader.hub import Repository, open_repository, read_json
+from bombus.loader.hub import HubOptions, Repository, open_repository, read_json
 from bombus.policies.errors import Problem, SpecError
 
 # Fields that would change the text at any other value, and that nothing here implements.
@@ -90,25 +90,9 @@ class GenerationConfig:
         return config
 
 
-def load_generation_config(
-    repo: str | PathLike[str],
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | PathLike[str] | None = None,
-    local_files_only: bool = False,
-) -> GenerationConfig:
+def load_generation_config(repo: str | PathLike[str], **hub: Unpack[HubOptions]) -> GenerationConfig:
     """The repository's GenerationConfig; without generation_config.json, greedy with the eos of config.json."""
-    repository = open_repository(
-        repo,
-        revision=revision,
-        subfolder=subfolder,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
-    return read_generation_config(repository)
+    return read_generation_config(open_repository(repo, **hub))
 
 
 def read_generation_config(repository: Repository) -> GenerationConfig:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from huggingface_hub import constants, file_exists, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -39,7 +39,7 @@ class Repository:
     revision: str | None = None
     subfolder: str | None = None
     token: str | bool | None = None
-    cache_dir: Path | None = None
+    cache_dir: str | PathLike[str] | None = None
     local_files_only: bool = False
 
     def __str__(self) -> str:
@@ -50,9 +50,10 @@ class Repository:
         if self.folder is not None:
             return _local(self.folder / (self.subfolder or "") / filename)
         name = f"{self.subfolder}/{filename}" if self.subfolder else filename
+        cache = None if self.cache_dir is None else Path(self.cache_dir)
         if self.offline:
             # Not hf_hub_download(local_files_only=True), which may still ask the hub about other things.
-            cached = try_to_load_from_cache(self.name, name, cache_dir=self.cache_dir, revision=self.revision)
+            cached = try_to_load_from_cache(self.name, name, cache_dir=cache, revision=self.revision)
             return Path(cached) if isinstance(cached, str) else None
         try:
             return Path(
@@ -61,7 +62,7 @@ class Repository:
                     name,
                     revision=self.revision,
                     token=self.token,
-                    cache_dir=self.cache_dir,
+                    cache_dir=cache,
                 )
             )
         except LocalEntryNotFoundError as error:
@@ -148,23 +149,25 @@ class Repository:
         )
 
 
-def open_repository(
-    repo: str | PathLike[str],
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | PathLike[str] | None = None,
-    local_files_only: bool = False,
-) -> Repository:
+class HubOptions(TypedDict, total=False):
+    """What every function that takes a repository accepts for one on the hub; huggingface_hub's meanings."""
+
+    revision: str | None
+    subfolder: str | None
+    token: str | bool | None
+    cache_dir: str | PathLike[str] | None
+    local_files_only: bool
+
+
+def open_repository(repo: str | PathLike[str], **options: Unpack[HubOptions]) -> Repository:
     """A Repository for a local folder or a hub id. Raises HubError when `repo` can be neither."""
     name = str(repo)
     folder = Path(repo).expanduser()
     if folder.is_dir():
-        if revision is not None:
+        if options.get("revision") is not None:
             problem = Problem(subject="revision", message="has no meaning for a local folder", remedy="leave it out")
             raise HubError(problem, where=name)
-        return Repository(name=name, folder=folder, subfolder=subfolder)
+        return Repository(name=name, folder=folder, subfolder=options.get("subfolder"))
     if folder.is_file():
         raise HubError(
             Problem(subject="repository", message="is a file", remedy=f"give its folder, {folder.parent}"), where=name
@@ -178,14 +181,7 @@ def open_repository(
             ),
             where=name,
         )
-    return Repository(
-        name=name,
-        revision=revision,
-        subfolder=subfolder,
-        token=token,
-        cache_dir=None if cache_dir is None else Path(cache_dir),
-        local_files_only=local_files_only,
-    )
+    return Repository(name=name, **options)
 
 
 def read_json(path: Path, kind: type[CheckpointError] | type[SpecError] = SpecError) -> dict[str, Any]:

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-import ml_dtypes
 import numpy as np
 
 from bombus.kernels import scale_grid
 from bombus.loader.safetensors import TensorInfo
+from bombus.loader.sources import WIDE, Source, find_source, not_a_copy, unexpected_tensor
 from bombus.models.model import Model, abstract_shapes, scale_type, unstorable
 from bombus.models.registry import architecture_of
 from bombus.models.spec import DecoderSpec
 from bombus.policies import Decision, MixedPrecision, resolve_type
 from bombus.policies.errors import PlanError, Problem
-from bombus.policies.formats import FORMATS, DType, is_low_precision, type_name
+from bombus.policies.formats import FORMATS, DType, is_low_precision
 
 # keep: bit for bit. cast: to another type. dequantize: codes times scales. quantize: to codes and scales.
 # initialise: not in the checkpoint, made anew because the caller said strict=False.
@@ -25,8 +25,6 @@ Action: TypeAlias = Literal["keep", "cast", "dequantize", "quantize", "initialis
 
 _FP8 = FORMATS["f8_e4m3fn"]
 _F32 = FORMATS["f32"].dtype
-_WIDE = tuple(entry.dtype for entry in FORMATS.values() if not entry.needs_scale)
-_SCALES = (*_WIDE, np.dtype(ml_dtypes.float8_e8m0fnu))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,20 +88,20 @@ def make_plan(
     spell = mapping.namer(shapes, headers)
     tensors = {path: spell(mapping.tensor(path)) for path in shapes}
     problems: list[Problem] = []
-    sources: dict[str, _Source] = {}
+    sources: dict[str, Source] = {}
     missing: dict[str, Problem] = {}
     for path, shape in shapes.items():
-        source = _find(path, tensors[path], shape, headers, block_shape)
+        source = find_source(path, tensors[path], shape, headers, block_shape)
         tied = mapping.tied_tensor(path) if spec.tie_word_embeddings else None
         if tied is not None and tied in headers:
-            copy = _find(path, tied, shape, headers, block_shape)
-            if isinstance(source, _Source) and isinstance(copy, _Source) and copy.info.dtype == source.info.dtype:
+            copy = find_source(path, tied, shape, headers, block_shape)
+            if isinstance(source, Source) and isinstance(copy, Source) and copy.info.dtype == source.info.dtype:
                 source.copies[tied] = copy.info
-            elif isinstance(source, _Source):
-                problems.append(_not_a_copy(tied, headers[tied], source))
+            elif isinstance(source, Source):
+                problems.append(not_a_copy(tied, headers[tied], source))
             elif tensors[path] not in headers:
                 source = copy
-        if isinstance(source, _Source):
+        if isinstance(source, Source):
             sources[path] = source
         else:
             missing[path] = source
@@ -123,7 +121,7 @@ def make_plan(
             unexpected.append(name)
     if strict:
         problems += missing.values()
-        problems += [_unexpected(name, headers) for name in unexpected]
+        problems += [unexpected_tensor(name, headers) for name in unexpected]
     else:
         # A damaged low-bit weight is never replaced: only what is not there or has another shape is.
         problems += [problem for problem in missing.values() if problem.subject.startswith("weight ")]
@@ -145,100 +143,11 @@ def make_plan(
     return _assemble(spec, shapes, sources, decisions, storage, block_shape, tuple(unused))
 
 
-@dataclass(kw_only=True)
-class _Source:
-    """Where a parameter is in the checkpoint, while the plan is made."""
-
-    tensor: str
-    info: TensorInfo
-    scale_tensor: str | None = None
-    scale: TensorInfo | None = None
-    copies: dict[str, TensorInfo] = field(default_factory=dict)
-
-
-def _find(
-    path: str,
-    tensor: str,
-    shape: tuple[int, ...],
-    headers: Mapping[str, TensorInfo],
-    block_shape: tuple[int, int],
-) -> _Source | Problem:
-    info = headers.get(tensor)
-    if info is None:
-        return Problem(
-            subject=f"tensor {tensor}",
-            message=f"is missing; parameter {path} needs it",
-            expected=f"shape {shape}",
-            remedy="check that config.json belongs to these weights, or pass strict=False to initialise it",
-        )
-    if info.shape != shape:
-        return Problem(
-            subject=f"tensor {tensor}",
-            message=f"does not fit parameter {path}",
-            expected=f"shape {shape}",
-            found=f"{info.shape}",
-            remedy="check that config.json belongs to these weights",
-        )
-    scale_tensor = f"{tensor}_scale_inv"
-    scale = headers.get(scale_tensor)
-    if info.dtype == _FP8.dtype and path.endswith(".kernel"):
-        if scale is None:
-            return Problem(
-                subject=f"weight {tensor}",
-                message="is in float8_e4m3fn and has no scale",
-                expected=f"a tensor {scale_tensor}",
-                remedy="download the checkpoint again; without its scales the values are lost",
-            )
-        grid = scale_grid((shape[0], shape[1]), block_shape)
-        if scale.shape != grid or scale.dtype not in _SCALES:
-            return Problem(
-                subject=f"weight {tensor}",
-                message=f"has scales that do not fit its shape {shape} in tiles of {block_shape}",
-                expected=f"{grid} of {', '.join(map(type_name, _SCALES))}",
-                found=f"{scale.shape} of {type_name(scale.dtype)}",
-                remedy="check weight_block_size in config.json",
-            )
-        return _Source(tensor=tensor, info=info, scale_tensor=scale_tensor, scale=scale)
-    if info.dtype not in _WIDE and info.dtype != np.float64:
-        return Problem(
-            subject=f"weight {tensor}",
-            message=f"is stored as {type_name(info.dtype)}, which parameter {path} cannot be read from",
-            expected=", ".join(map(type_name, _WIDE)),
-        )
-    return _Source(tensor=tensor, info=info)
-
-
-def _unexpected(name: str, headers: Mapping[str, TensorInfo]) -> Problem:
-    weight = name.removesuffix("_scale_inv")
-    if weight != name and weight in headers and headers[weight].dtype != _FP8.dtype:
-        return Problem(
-            subject=f"tensor {name}",
-            message=f"is a scale, but {weight} is {type_name(headers[weight].dtype)}",
-            expected="float8_e4m3fn codes",
-        )
-    return Problem(
-        subject=f"tensor {name}",
-        message="is unexpected: no parameter reads it",
-        found=f"{type_name(headers[name].dtype)}{list(headers[name].shape)}",
-        remedy="check the architecture in config.json, or pass strict=False to leave it out",
-    )
-
-
-def _not_a_copy(name: str, info: TensorInfo, source: _Source) -> Problem:
-    return Problem(
-        subject=f"tensor {name}",
-        message=f"cannot be a copy of {source.tensor}, to which config.json says it is tied",
-        expected=f"{type_name(source.info.dtype)}{list(source.info.shape)}",
-        found=f"{type_name(info.dtype)}{list(info.shape)}",
-        remedy="load with spec=load_spec(repo, tie_word_embeddings=False) if they are two tensors",
-    )
-
-
-def _main_type(sources: Mapping[str, _Source]) -> DType:
+def _main_type(sources: Mapping[str, Source]) -> DType:
     """The 16- or 32-bit type that most of the checkpoint's wide values have."""
     sizes: Counter[DType] = Counter()
     for source in sources.values():
-        if source.info.dtype in _WIDE:
+        if source.info.dtype in WIDE:
             sizes[source.info.dtype] += int(np.prod(source.info.shape, dtype=np.int64))
     return sizes.most_common(1)[0][0] if sizes else _F32
 
@@ -259,7 +168,7 @@ def _storage(decision: Decision, path: str, found: DType, preserve: bool, main: 
 def _assemble(
     spec: DecoderSpec,
     shapes: Mapping[str, tuple[int, ...]],
-    sources: Mapping[str, _Source],
+    sources: Mapping[str, Source],
     decisions: Mapping[str, Decision],
     storage: Mapping[str, DType],
     block_shape: tuple[int, int],
@@ -316,7 +225,7 @@ def _assemble(
     return LoadPlan(model=model, entries=tuple(entries), block_shape=block_shape, unused=unused)
 
 
-def _action(source: _Source | None, stored: DType) -> Action:
+def _action(source: Source | None, stored: DType) -> Action:
     if source is None:
         return "initialise"
     if source.info.dtype == stored:

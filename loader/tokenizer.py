@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import tokenizers
 from jinja2 import TemplateError
@@ -13,7 +13,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers.decoders import DecodeStream
 
-from bombus.loader.hub import open_repository, read_json
+from bombus.loader.hub import HubOptions, open_repository, read_json
 from bombus.policies.errors import CheckpointError, GenerationError, Problem
 
 
@@ -82,24 +82,9 @@ class Tokenizer:
             raise GenerationError(problem) from error
 
 
-def load_tokenizer(
-    repo: str | PathLike[str],
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | PathLike[str] | None = None,
-    local_files_only: bool = False,
-) -> Tokenizer:
+def load_tokenizer(repo: str | PathLike[str], **hub: Unpack[HubOptions]) -> Tokenizer:
     """The Tokenizer of a repository. Raises CheckpointError when it has no valid tokenizer.json."""
-    repository = open_repository(
-        repo,
-        revision=revision,
-        subfolder=subfolder,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
+    repository = open_repository(repo, **hub)
     path = repository.require(
         "tokenizer.json", "save it with a fast tokenizer of transformers, which writes tokenizer.json"
     )
