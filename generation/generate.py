@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import jax.numpy as jnp
 import numpy as np
 
-from bombus.generation.loop import STOP_SLOTS, decode, prefill
+from bombus.generation.loop import STOP_SLOTS, compile_programs
 from bombus.generation.sampling import Sampling
 from bombus.loader import GenerationConfig, LoadedModel, Tokenizer
 from bombus.policies.errors import GenerationError, Problem
@@ -148,22 +148,16 @@ def _chunks(loaded: LoadedModel, request: _Request, chunk: int) -> Iterator[np.n
     slots = -(-max(len(request.stop_ids), 1) // STOP_SLOTS) * STOP_SLOTS
     stop = np.full((slots,), -1, np.int32)
     stop[: len(request.stop_ids)] = request.stop_ids
-    state = prefill(
-        loaded.model,
-        loaded.params,
-        tokens,
-        mask,
-        request.sampling,
-        stop,
-        new_tokens=size_bucket(request.new_tokens),
-    )
+    arguments = (loaded.params, tokens, mask, request.sampling, stop)
+    programs = compile_programs(loaded.model, *arguments, new_tokens=size_bucket(request.new_tokens))
+    state = programs.prefill(*arguments)
     while True:
         count = int(state.count)
         yield np.asarray(state.tokens)[:, :count]
         if count >= request.new_tokens or bool(state.done.all()):
             return
         until = np.int32(min(count + chunk, request.new_tokens))
-        state = decode(loaded.model, loaded.params, state, request.sampling, stop, until)
+        state = programs.decode(loaded.params, state, request.sampling, stop, until)
 
 
 def _trimmed(row: list[int], request: _Request) -> Generated:

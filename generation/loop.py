@@ -1,15 +1,17 @@
 """The compiled programs of generation: prefill of a bucket of prompt tokens, and a loop of decode steps.
 
-Two programs and not one, so that a prompt of another bucket does not compile the loop again, and a stream can
-stop the loop every few tokens. What may differ between calls (sampling, stop ids, how far to go) is traced data.
+Two programs and not one: a stream can stop the loop every few tokens, and both compile at the same time, each on
+a core. What may differ between calls (sampling, stop ids, how far to go) is traced data.
 
 Shapes: B batch, T prompt bucket, N new tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,3 +82,37 @@ def _append(state: State, logits_B1V: jax.Array | None, sampling: Sampling, stop
         count=state.count + 1,
         done=state.done | jnp.any(next_B[:, None] == stop[None, :], axis=1),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """The two programs, compiled for one number of rows, prompt bucket and number of new tokens."""
+
+    prefill: jax.stages.Compiled
+    decode: jax.stages.Compiled
+
+
+def compile_programs(
+    model: Model, params: Params, tokens_BT: Any, mask_BT: Any, sampling: Sampling, stop: Any, *, new_tokens: int
+) -> Programs:
+    """The programs for arguments of these shapes; compiled at the first call, kept for the next ones.
+
+    Call `prefill(params, tokens, mask, sampling, stop)` and `decode(params, state, sampling, stop, until)`. Arrays
+    may be given as jax.ShapeDtypeStruct.
+    """
+    leaves, tree = jax.tree.flatten((params, tokens_BT, mask_BT, sampling, stop))
+    arguments = tuple(
+        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)) for leaf in leaves
+    )
+    return _compiled(model, tree, arguments, new_tokens)
+
+
+@lru_cache(maxsize=32)
+def _compiled(model: Model, tree: Any, arguments: tuple[jax.ShapeDtypeStruct, ...], new_tokens: int) -> Programs:
+    params, tokens, mask, sampling, stop = jax.tree.unflatten(tree, arguments)
+    first = prefill.trace(model, params, tokens, mask, sampling, stop, new_tokens=new_tokens)
+    until = jax.ShapeDtypeStruct((), jnp.int32)
+    loop = decode.trace(model, params, first.out_info, sampling, stop, until)
+    with ThreadPoolExecutor() as pool:
+        compiled = pool.map(lambda program: program.lower().compile(), (first, loop))
+        return Programs(**dict(zip(("prefill", "decode"), compiled, strict=True)))

@@ -5,7 +5,7 @@ Shapes: R rows of x, I inputs, O outputs. Kernels are (O, I), as in the checkpoi
 What XLA:CPU does, measured (benchmarks/README.md, "FP8 product"):
 - Anything computed from the weights alone is loop-invariant in a generation loop, so XLA hoists it and holds the
   whole model dequantized; `optimization_barrier` is gone before that pass. It does not hoist out of a
-  conditional, so every tile is decoded inside one, in a loop over tiles, and stays in the caches.
+  conditional, so weights are converted inside one, whose condition is always true and XLA cannot know it.
 - A float8 operand of any other operation is first widened to float16 as a whole, so codes are sliced as bytes.
 - A bfloat16 product with one row is slow and converts the kernel; with two rows and float32 output it does not.
 """
@@ -20,11 +20,8 @@ from jax import lax
 
 from bombus.kernels.fp8 import decode_e4m3fn, dequantize, scale_rows
 
-# Up to this many rows a product waits for memory, and float32 arithmetic on decoded tiles costs nothing.
 _FEW_ROWS = 16
-# Outputs per tile: with few rows a decoded tile stays in the L2 cache, with many the product is worth a larger one.
-_FEW_ROWS_TILE = 128
-_MANY_ROWS_TILE = 512
+_TILE_OUTPUTS = 128  # a decoded tile stays in the L2 cache
 
 
 # jit: equal shapes are traced and lowered once for all layers of a model. XLA inlines the call.
@@ -39,8 +36,8 @@ def product(
 ) -> jax.Array:
     """x (..., I) times kernel (O, I), computed in `compute_type`, accumulated and returned in float32 (..., O).
 
-    `scale` is the grid of a float8_e4m3fn kernel. A kernel stored in another type than `compute_type` is
-    converted tile by tile; no converted copy of it is ever alive as a whole on CPU.
+    `scale` is the grid of a float8_e4m3fn kernel. A kernel stored in another type than `compute_type` is converted
+    while the product runs: with few rows tile by tile, with many as a whole, and never more than this one kernel.
     """
     x_RI = x.reshape(-1, x.shape[-1]).astype(compute_type)
     if scale is None and kernel.dtype == compute_type:
@@ -53,7 +50,7 @@ def product(
             x_RI,
             kernel,
             *(() if scale is None else (scale,)),
-            cpu=partial(_by_tiles, block_shape=block_shape),
+            cpu=partial(_by_tiles if x_RI.shape[0] <= _FEW_ROWS else _guarded, block_shape=block_shape),
             default=partial(_whole, block_shape=block_shape),
         )
     return y_RO.reshape(*x.shape[:-1], kernel.shape[0])
@@ -73,16 +70,28 @@ def _whole(x_RI: jax.Array, kernel: jax.Array, scale: jax.Array | None = None, *
     return _dot(x_RI, dequantize(kernel, scale, block_shape, x_RI.dtype))
 
 
+def _guarded(x_RI: jax.Array, kernel: jax.Array, *scales: jax.Array, block_shape) -> jax.Array:
+    """For many rows on CPU: one kernel at a time is converted, which costs little beside the product."""
+    bits = lax.bitcast_convert_type(x_RI[0, 0].astype(jnp.float32), jnp.int32)
+    return lax.cond(
+        (bits | 1) != 0,  # always; see the docstring of the module
+        partial(_whole, block_shape=block_shape),
+        lambda x_RI, kernel, *_: jnp.zeros((x_RI.shape[0], kernel.shape[0]), jnp.float32),
+        *(x_RI, kernel, *scales),
+    )
+
+
 def _by_tiles(x_RI: jax.Array, kernel: jax.Array, scale: jax.Array | None = None, *, block_shape) -> jax.Array:
+    """For few rows on CPU: a tile of outputs at a time is converted and used in the caches."""
     outputs = kernel.shape[0]
     rows = x_RI.shape[0]
-    few = rows <= _FEW_ROWS
-    compute_type = jnp.dtype(jnp.float32) if few else x_RI.dtype
+    # With few rows a product waits for memory: float32 arithmetic costs nothing, and rounds less.
+    compute_type = jnp.dtype(jnp.float32)
     # A single row as a vector: XLA:CPU's product of a matrix and a vector, without copies around it.
     x = x_RI[0].astype(compute_type) if rows == 1 else x_RI.astype(compute_type)
     # At least two tiles: XLA unrolls a loop of one, and the conditional and its protection with it. The last
     # tile starts early enough to be whole and computes some outputs again.
-    tile = min(_FEW_ROWS_TILE if few else _MANY_ROWS_TILE, max(1, -(-outputs // 2)))
+    tile = min(_TILE_OUTPUTS, max(1, -(-outputs // 2)))
     tiles = -(-outputs // tile)
 
     def compute(first: jax.Array, x: jax.Array, kernel: jax.Array, *scales: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from bombus.policies import as_precision
 from bombus.policies.mixed_precision import PolicyLike
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LoadedModel:
     """A stateless model, its parameters (a nested dict of jax.Array), its spec, and the report of the load."""
 
@@ -29,6 +29,9 @@ class LoadedModel:
     spec: DecoderSpec
     report: LoadReport
     generation_config: GenerationConfig
+
+    def __repr__(self) -> str:
+        return f"LoadedModel({type(self.spec).__name__}, {self.report.summary})"
 
 
 def load_spec(

@@ -11,7 +11,7 @@ import numpy as np
 
 from bombus.kernels import scale_grid
 from bombus.loader.safetensors import TensorInfo
-from bombus.loader.sources import WIDE, Source, find_source, not_a_copy, unexpected_tensor
+from bombus.loader.sources import WIDE, Damage, Source, left_over, match_tensors, unexpected_tensor
 from bombus.models.model import Model, abstract_shapes, scale_type, unstorable
 from bombus.models.registry import architecture_of
 from bombus.models.spec import DecoderSpec
@@ -83,64 +83,33 @@ def make_plan(
     if spec.num_blocks > len(headers):
         message = f"holds {len(headers)} tensors, which cannot be the {spec.num_blocks} blocks that config.json says"
         raise PlanError(Problem(subject="checkpoint", message=message), where=where)
-    mapping = architecture_of(spec).mapping
     shapes = abstract_shapes(spec)
+    mapping = architecture_of(spec).mapping
     spell = mapping.namer(shapes, headers)
-    tensors = {path: spell(mapping.tensor(path)) for path in shapes}
-    problems: list[Problem] = []
-    sources: dict[str, Source] = {}
-    missing: dict[str, Problem] = {}
-    for path, shape in shapes.items():
-        source = find_source(path, tensors[path], shape, headers, block_shape)
-        tied = mapping.tied_tensor(path) if spec.tie_word_embeddings else None
-        if tied is not None and tied in headers:
-            copy = find_source(path, tied, shape, headers, block_shape)
-            if isinstance(source, Source) and isinstance(copy, Source) and copy.info.dtype == source.info.dtype:
-                source.copies[tied] = copy.info
-            elif isinstance(source, Source):
-                problems.append(not_a_copy(tied, headers[tied], source))
-            elif tensors[path] not in headers:
-                source = copy
-        if isinstance(source, Source):
-            sources[path] = source
-        else:
-            missing[path] = source
-    used = {name for source in sources.values() for name in (source.tensor, source.scale_tensor, *source.copies)}
-    needed = used | {tensors[path] for path in missing} | {f"{tensors[path]}_scale_inv" for path in missing}
-    needed |= {problem.subject.removeprefix("tensor ") for problem in problems}
-    tied_names = map(mapping.tied_tensor, shapes) if spec.tie_word_embeddings else ()
-    read_layers = {name.rpartition(".")[0] for name in (*tensors.values(), *needed, *tied_names) if name}
-    unused, unexpected = [], []
-    for name in headers:
-        if name in needed:
-            continue
-        another_head = mapping.belongs_to_a_head(name) and name.rpartition(".")[0] not in read_layers
-        if another_head or mapping.is_ignored(name):
-            unused.append(name)
-        else:
-            unexpected.append(name)
+    found = match_tensors(spec, shapes, spell, headers, block_shape)
+    unused, unexpected = left_over(spec, shapes, spell, headers, found)
+    problems = list(found.problems)
     if strict:
-        problems += missing.values()
+        problems += found.missing.values()
         problems += [unexpected_tensor(name, headers) for name in unexpected]
     else:
-        # A damaged low-bit weight is never replaced: only what is not there or has another shape is.
-        problems += [problem for problem in missing.values() if problem.subject.startswith("weight ")]
+        # A damaged weight is never replaced by a random one: only what is not there, or has another shape, is.
+        problems += [problem for problem in found.missing.values() if isinstance(problem, Damage)]
         unused += unexpected
-    names: dict[str, str | None] = dict(tensors)
-    names |= {f"{path.removesuffix('kernel')}scale_inv": None for path in shapes if path.endswith(".kernel")}
-    names |= {path: spell(mapping.tensor(path)) for path in names}
+    scales = [f"{path.removesuffix('kernel')}scale_inv" for path in shapes if path.endswith(".kernel")]
+    names: dict[str, str | None] = {path: spell(mapping.tensor(path)) for path in [*shapes, *scales]}
     problems += precision.unmatched(names)
     decisions = {path: precision.decide(path, name) for path, name in names.items()}
+    main = _main_type(found.sources)
     storage = {}
-    main = _main_type(sources)
     for path in shapes:
-        found = sources[path].info.dtype if path in sources else main
-        storage[path] = _storage(decisions[path], path, found, preserve_source_types, main)
+        in_file = found.sources[path].info.dtype if path in found.sources else main
+        storage[path] = _storage(decisions[path], path, in_file, preserve_source_types, main)
         if is_low_precision(storage[path]) and not path.endswith(".kernel"):
             problems.append(unstorable(path, storage[path], decisions[path]))
     if problems:
         raise PlanError(problems, where=where)
-    return _assemble(spec, shapes, sources, decisions, storage, block_shape, tuple(unused))
+    return _assemble(spec, shapes, found.sources, decisions, storage, block_shape, tuple(unused))
 
 
 def _main_type(sources: Mapping[str, Source]) -> DType:

@@ -14,7 +14,7 @@ from bombus.policies.formats import type_name
 _COLUMNS = ("parameter", "tensor", "in file", "stored", "computed", "action", "bytes", "rule")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadReport:
     """A table of every parameter. Layers of equal treatment share a row; `to_json` lists them one by one."""
 
@@ -58,7 +58,10 @@ class LoadReport:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in (_COLUMNS, tuple("-" * width for width in widths), *rows)
         ]
-        return "\n".join((f"{self.where}: {self._summary()}", *lines, *self._notes()))
+        return "\n".join((f"{self.where}: {self.summary}", *lines, *self._notes()))
+
+    # What a prompt or a notebook shows is the table, not the plan's fields.
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
@@ -66,10 +69,12 @@ class LoadReport:
             "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in self._rows()
         )
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
-        caption = html.escape(f"{self.where}: {self._summary()}")
+        caption = html.escape(f"{self.where}: {self.summary}")
         return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
-    def _summary(self) -> str:
+    @property
+    def summary(self) -> str:
+        """The totals in one line."""
         types = ", ".join(f"{name} {readable_bytes(size)}" for name, size in self._by_type().items())
         took = "" if self.seconds is None else f", loaded in {self.seconds:.2f} s"
         count = sum(int(_size(entry)) for entry in self.plan.entries if not entry.path.endswith(".scale_inv"))

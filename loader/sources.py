@@ -1,8 +1,8 @@
-"""Which tensors a parameter can be read from: the checks of one tensor against one parameter, and their texts."""
+"""Which tensors the parameters are read from: the match of names, the checks of each pair, and their texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import ml_dtypes
@@ -10,6 +10,8 @@ import numpy as np
 
 from bombus.kernels import scale_grid
 from bombus.loader.safetensors import TensorInfo
+from bombus.models.registry import architecture_of
+from bombus.models.spec import DecoderSpec
 from bombus.policies.errors import Problem
 from bombus.policies.formats import FORMATS, type_name
 
@@ -29,6 +31,10 @@ class Source:
     copies: dict[str, TensorInfo] = field(default_factory=dict)
 
 
+class Damage(Problem):
+    """A tensor that is there with the right shape, and whose values cannot be read."""
+
+
 def find_source(
     path: str,
     tensor: str,
@@ -36,6 +42,7 @@ def find_source(
     headers: Mapping[str, TensorInfo],
     block_shape: tuple[int, int],
 ) -> Source | Problem:
+    """The source of one parameter, or why this tensor cannot be it."""
     info = headers.get(tensor)
     if info is None:
         return Problem(
@@ -56,7 +63,7 @@ def find_source(
     scale = headers.get(scale_tensor)
     if info.dtype == _FP8.dtype and path.endswith(".kernel"):
         if scale is None:
-            return Problem(
+            return Damage(
                 subject=f"weight {tensor}",
                 message="is in float8_e4m3fn and has no scale",
                 expected=f"a tensor {scale_tensor}",
@@ -64,7 +71,7 @@ def find_source(
             )
         grid = scale_grid((shape[0], shape[1]), block_shape)
         if scale.shape != grid or scale.dtype not in _SCALES:
-            return Problem(
+            return Damage(
                 subject=f"weight {tensor}",
                 message=f"has scales that do not fit its shape {shape} in tiles of {block_shape}",
                 expected=f"{grid} of {', '.join(map(type_name, _SCALES))}",
@@ -73,7 +80,7 @@ def find_source(
             )
         return Source(tensor=tensor, info=info, scale_tensor=scale_tensor, scale=scale)
     if info.dtype not in WIDE and info.dtype != np.float64:
-        return Problem(
+        return Damage(
             subject=f"weight {tensor}",
             message=f"is stored as {type_name(info.dtype)}, which parameter {path} cannot be read from",
             expected=", ".join(map(type_name, WIDE)),
@@ -82,6 +89,7 @@ def find_source(
 
 
 def unexpected_tensor(name: str, headers: Mapping[str, TensorInfo]) -> Problem:
+    """The problem of a tensor that no parameter reads."""
     weight = name.removesuffix("_scale_inv")
     if weight != name and weight in headers and headers[weight].dtype != _FP8.dtype:
         return Problem(
@@ -98,6 +106,7 @@ def unexpected_tensor(name: str, headers: Mapping[str, TensorInfo]) -> Problem:
 
 
 def not_a_copy(name: str, info: TensorInfo, source: Source) -> Problem:
+    """The problem of a tied tensor whose header shows that it is another one."""
     return Problem(
         subject=f"tensor {name}",
         message=f"cannot be a copy of {source.tensor}, to which config.json says it is tied",
@@ -105,3 +114,66 @@ def not_a_copy(name: str, info: TensorInfo, source: Source) -> Problem:
         found=f"{type_name(info.dtype)}{list(info.shape)}",
         remedy="load with spec=load_spec(repo, tie_word_embeddings=False) if they are two tensors",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """Parameters with their sources, parameters without, and what is wrong with tied copies."""
+
+    sources: dict[str, Source]
+    missing: dict[str, Problem]
+    problems: list[Problem]
+
+
+def match_tensors(
+    spec: DecoderSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    spell: Callable[[str], str],
+    headers: Mapping[str, TensorInfo],
+    block_shape: tuple[int, int],
+) -> Match:
+    """Where each parameter is in a checkpoint whose names are ours spelled by `spell`."""
+    mapping = architecture_of(spec).mapping
+    match = Match(sources={}, missing={}, problems=[])
+    for path, shape in shapes.items():
+        name = spell(mapping.tensor(path))
+        source = find_source(path, name, shape, headers, block_shape)
+        tied = mapping.tied_tensor(path) if spec.tie_word_embeddings else None
+        if tied is not None and tied in headers:
+            copy = find_source(path, tied, shape, headers, block_shape)
+            if isinstance(source, Source) and isinstance(copy, Source) and copy.info.dtype == source.info.dtype:
+                source.copies[tied] = copy.info
+            elif isinstance(source, Source):
+                match.problems.append(not_a_copy(tied, headers[tied], source))
+            elif name not in headers:
+                source = copy
+        if isinstance(source, Source):
+            match.sources[path] = source
+        else:
+            match.missing[path] = source
+    return match
+
+
+def left_over(
+    spec: DecoderSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    spell: Callable[[str], str],
+    headers: Mapping[str, TensorInfo],
+    match: Match,
+) -> tuple[list[str], list[str]]:
+    """(tensors that this model may do without, tensors that it should not have)."""
+    mapping = architecture_of(spec).mapping
+    tensors = {path: spell(mapping.tensor(path)) for path in shapes}
+    named = {*tensors.values(), *(mapping.tied_tensor(path) for path in shapes if spec.tie_word_embeddings)}
+    # The scales of a weight that is refused are part of that problem, not another one.
+    named |= {f"{tensors[path]}_scale_inv" for path in match.missing}
+    named |= {source.scale_tensor for source in match.sources.values()}
+    read_layers = {name.rpartition(".")[0] for name in named if name}
+    unused: list[str] = []
+    unexpected: list[str] = []
+    for name in headers:
+        if name in named:
+            continue
+        another_head = mapping.belongs_to_a_head(name) and name.rpartition(".")[0] not in read_layers
+        (unused if another_head or mapping.is_ignored(name) else unexpected).append(name)
+    return unused, unexpected
