@@ -122,7 +122,7 @@ def test_generate_without_a_tokenizer_says_how_to_make_one(capsys, bf16, tmp_pat
     ("arguments", "text"),
     [
         (["--architecture", "qwen4"], "bombus: SpecError: architecture 'qwen4': is unknown. The closest are 'qwen3'"),
-        (["--weights", "f9"], "bombus: PolicyError: type 'f9': is not a storage format. Known: "),
+        (["--weights", "f9"], "bombus: SpecError: weights 'f9': does not exist. Known: f32, bf16, f8_e4m3fn"),
         (["--scales", "f9"], "bombus: PolicyError: type 'f9': is not a storage format. Known: "),
         (["--head", "nonsense"], "bombus: SpecError: "),
         (["--shards", "0"], "bombus: "),
