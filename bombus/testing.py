@@ -16,14 +16,13 @@ import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
 
-from bombus.kernels import scale_grid
-from bombus.kernels.fp8 import E4M3FN_MAX
+from bombus.kernels.quantize import E4M3FN_MAX
 from bombus.loader.checkpoint import INDEX, WEIGHTS
-from bombus.loader.quantization import write_quantization_config
+from bombus.loader.quantization import write_block_fp8
 from bombus.models.model import abstract_shapes
 from bombus.models.registry import HEADS, Architecture, architectures
 from bombus.policies.errors import CheckpointError, Problem, SpecError, closest
-from bombus.policies.formats import find_format
+from bombus.policies.formats import Format, find_format
 
 # Sizes that are no multiples of 128: several tiles in both directions, partial ones at the edges.
 _TILES = {
@@ -92,7 +91,7 @@ def tiny_checkpoint(
         raise SpecError(Problem(subject=f"size {unknown[0]!r}", message=f"is not a field of {entry.spec.__name__}"))
     spec = entry.spec(**fields)
     stored = find_format(weights)
-    wide = find_format("bf16" if stored.needs_scale else weights).dtype
+    wide = find_format("bf16" if stored.is_low else weights).dtype
     tensors: dict[str, np.ndarray] = {}
     kept = []
     for path, shape in abstract_shapes(spec).items():
@@ -100,7 +99,7 @@ def tiny_checkpoint(
         layer = name.rpartition(".")[0]
         values = _values(path, shape, seed, block_shape)
         is_head = path.startswith(("language_modeling_head", "sequence_classification_head"))
-        if stored.needs_scale and path.endswith(".kernel"):
+        if stored.is_low and path.endswith(".kernel"):
             if is_head or any(fnmatchcase(layer, pattern) for pattern in not_converted):
                 kept.append(layer)
             else:
@@ -108,6 +107,10 @@ def tiny_checkpoint(
                 tensors |= {name: codes, f"{name}_scale_inv": scale}
                 continue
         tensors[name] = values.astype(wide)
+    if spec.tie_word_embeddings:
+        # To transformers a head that is the embedding is a layer, and would be one of FP8.
+        tied = map(entry.mapping.tied_tensor, abstract_shapes(spec))
+        kept += [name.rpartition(".")[0] for name in tied if name is not None]
     config = {
         "architectures": [entry.class_name(head)],
         "model_type": entry.name,
@@ -116,8 +119,8 @@ def tiny_checkpoint(
         "bos_token_id": None,
         "eos_token_id": _END_ID if spec.vocab_size > _END_ID else None,
     }
-    if stored.needs_scale:
-        config["quantization_config"] = write_quantization_config(block_shape, kept)
+    if stored.is_low:
+        config["quantization_config"] = write_block_fp8(block_shape, kept)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +154,8 @@ def _values(path: str, shape: tuple[int, ...], seed: int, block_shape: tuple[int
     if path.endswith((".bias", ".embedding")):
         return 0.1 * normal
     # Tiles of different size of values, so that no two scales are equal.
-    sizes = np.exp(random.uniform(np.log(0.5), np.log(2.0), scale_grid((shape[0], shape[1]), block_shape)))
+    grid = Format("f8_e4m3fn", (("tile", block_shape),)).grid(shape)
+    sizes = np.exp(random.uniform(np.log(0.5), np.log(2.0), grid))
     return 0.08 * normal * _per_weight(sizes.astype(np.float32), shape, block_shape)
 
 

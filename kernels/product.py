@@ -18,42 +18,30 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bombus.kernels.fp8 import decode_e4m3fn, dequantize, scale_rows
+from bombus.kernels.weight import Weight, as_bits, dequantize, half_values, row_values
 
 _FEW_ROWS = 16
 _TILE_OUTPUTS = 128  # a decoded tile stays in the L2 cache
 
 
 # jit: equal shapes are traced and lowered once for all layers of a model. XLA inlines the call.
-@partial(jax.jit, static_argnames=("block_shape", "compute_type"))
-def product(
-    x: jax.Array,
-    kernel: jax.Array,
-    scale: jax.Array | None = None,
-    *,
-    block_shape: tuple[int, int] = (128, 128),
-    compute_type: jnp.dtype,
-) -> jax.Array:
-    """x (..., I) times kernel (O, I), computed in `compute_type`, accumulated and returned in float32 (..., O).
+@partial(jax.jit, static_argnames=("compute_type",))
+def product(x: jax.Array, weight: Weight, *, compute_type: jnp.dtype) -> jax.Array:
+    """x (..., I) times a stored weight (O, I), computed in `compute_type`: (..., O), summed and returned in float32.
 
-    `scale` is the grid of a float8_e4m3fn kernel. A kernel stored in another type than `compute_type` is converted
-    while the product runs: with few rows tile by tile, with many as a whole, and never more than this one kernel.
+    A weight that is stored otherwise than in `compute_type` is converted while the product runs: with few rows tile
+    by tile, with many as a whole, and never more than this one weight.
     """
     x_RI = x.reshape(-1, x.shape[-1]).astype(compute_type)
-    if scale is None and kernel.dtype == compute_type:
+    if weight.codes.dtype == compute_type and not weight.format.is_low:
         rows = x_RI.shape[0]
         if rows == 1 and compute_type != jnp.float32:
             x_RI = jnp.pad(x_RI, ((0, 1), (0, 0)))
-        y_RO = _dot(x_RI, kernel)[:rows]
+        y_RO = _dot(x_RI, weight.codes)[:rows]
     else:
-        y_RO = lax.platform_dependent(
-            x_RI,
-            kernel,
-            *(() if scale is None else (scale,)),
-            cpu=partial(_by_tiles if x_RI.shape[0] <= _FEW_ROWS else _guarded, block_shape=block_shape),
-            default=partial(_whole, block_shape=block_shape),
-        )
-    return y_RO.reshape(*x.shape[:-1], kernel.shape[0])
+        cpu = _by_tiles if x_RI.shape[0] <= _FEW_ROWS else _guarded
+        y_RO = lax.platform_dependent(x_RI, weight, cpu=cpu, default=_whole)
+    return y_RO.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def _dot(x: jax.Array, kernel_OI: jax.Array) -> jax.Array:
@@ -62,28 +50,26 @@ def _dot(x: jax.Array, kernel_OI: jax.Array) -> jax.Array:
     return lax.dot_general(x, kernel_OI, contract_inputs, preferred_element_type=jnp.float32)
 
 
-def _whole(x_RI: jax.Array, kernel: jax.Array, scale: jax.Array | None = None, *, block_shape) -> jax.Array:
+def _whole(x_RI: jax.Array, weight: Weight) -> jax.Array:
     # The barrier ties the codes to x, so that accelerators do not dequantize ahead of time or outside a loop.
-    x_RI, kernel = lax.optimization_barrier((x_RI, kernel))
-    if scale is None:
-        return _dot(x_RI, kernel.astype(x_RI.dtype))
-    return _dot(x_RI, dequantize(kernel, scale, block_shape, x_RI.dtype))
+    x_RI, weight = lax.optimization_barrier((x_RI, weight))
+    return _dot(x_RI, dequantize(weight, x_RI.dtype))
 
 
-def _guarded(x_RI: jax.Array, kernel: jax.Array, *scales: jax.Array, block_shape) -> jax.Array:
-    """For many rows on CPU: one kernel at a time is converted, which costs little beside the product."""
+def _guarded(x_RI: jax.Array, weight: Weight) -> jax.Array:
+    """For many rows on CPU: one weight at a time is converted, which costs little beside the product."""
     bits = lax.bitcast_convert_type(x_RI[0, 0].astype(jnp.float32), jnp.int32)
     return lax.cond(
         (bits | 1) != 0,  # always; see the docstring of the module
-        partial(_whole, block_shape=block_shape),
-        lambda x_RI, kernel, *_: jnp.zeros((x_RI.shape[0], kernel.shape[0]), jnp.float32),
-        *(x_RI, kernel, *scales),
+        _whole,
+        lambda x_RI, weight: jnp.zeros((x_RI.shape[0], weight.shape[0]), jnp.float32),
+        *(x_RI, weight),
     )
 
 
-def _by_tiles(x_RI: jax.Array, kernel: jax.Array, scale: jax.Array | None = None, *, block_shape) -> jax.Array:
+def _by_tiles(x_RI: jax.Array, weight: Weight) -> jax.Array:
     """For few rows on CPU: a tile of outputs at a time is converted and used in the caches."""
-    outputs = kernel.shape[0]
+    outputs = weight.shape[0]
     rows = x_RI.shape[0]
     # With few rows a product waits for memory: float32 arithmetic costs nothing, and rounds less.
     compute_type = jnp.dtype(jnp.float32)
@@ -94,17 +80,20 @@ def _by_tiles(x_RI: jax.Array, kernel: jax.Array, scale: jax.Array | None = None
     tile = min(_TILE_OUTPUTS, max(1, -(-outputs // 2)))
     tiles = -(-outputs // tile)
 
-    def compute(first: jax.Array, x: jax.Array, kernel: jax.Array, *scales: jax.Array) -> jax.Array:
-        return _dot(x, _converted(kernel, scales, first, tile, block_shape, compute_type))
+    def compute(first: jax.Array, x: jax.Array, weight: Weight) -> jax.Array:
+        if weight.format.packed:
+            codes = lax.dynamic_slice_in_dim(weight.codes, first, tile)
+            halves = half_values(weight, first + jnp.arange(tile), codes)
+            return _dot(x[..., ::2], halves[0]) + _dot(_odd(x), halves[1])
+        return _dot(x, _converted(weight, first, tile, compute_type))
 
     def step(index: jax.Array, y: jax.Array) -> jax.Array:
         first = jnp.minimum(index * tile, outputs - tile)
-        scales = () if scale is None else (scale,)
         part = lax.cond(
             index < tiles,  # always; see the docstring of the module
             compute,
             lambda *_: jnp.zeros((*x.shape[:-1], tile), jnp.float32),
-            *(first, x, kernel, *scales),
+            *(first, x, weight),
         )
         return lax.dynamic_update_slice_in_dim(y, part, first, axis=y.ndim - 1)
 
@@ -113,11 +102,15 @@ def _by_tiles(x_RI: jax.Array, kernel: jax.Array, scale: jax.Array | None = None
     return lax.fori_loop(0, tiles, step, start).reshape(rows, outputs)
 
 
-def _converted(kernel, scales, first, tile, block_shape, dtype) -> jax.Array:
-    inputs = kernel.shape[1]
-    if not scales:
-        return lax.dynamic_slice(kernel, (first, 0), (tile, inputs)).astype(dtype)
-    as_bytes = lax.bitcast_convert_type(kernel, jnp.uint8)
-    codes = lax.dynamic_slice(as_bytes, (first, 0), (tile, inputs))
-    weights = decode_e4m3fn(lax.bitcast_convert_type(codes, jnp.float8_e4m3fn))
-    return (weights * scale_rows(scales[0], first + jnp.arange(tile), inputs, block_shape)).astype(dtype)
+def _odd(x: jax.Array) -> jax.Array:
+    """The odd inputs of x, as many as there are even ones: a zero where the last has no partner."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, x.shape[-1] % 2)])[..., 1::2]
+
+
+def _converted(weight: Weight, first: jax.Array, tile: int, dtype: jnp.dtype) -> jax.Array:
+    """`tile` rows of the weight from row `first` on, (tile, I)."""
+    if not weight.format.is_low:
+        return lax.dynamic_slice_in_dim(weight.codes, first, tile).astype(dtype)
+    bits = lax.dynamic_slice_in_dim(as_bits(weight.codes), first, tile)
+    codes = bits if bits.dtype == weight.codes.dtype else lax.bitcast_convert_type(bits, weight.codes.dtype)
+    return row_values(weight, first + jnp.arange(tile), codes).astype(dtype)

@@ -1,4 +1,4 @@
-"""Dense layers, plain and with block-FP8 kernels.
+"""Dense layers, with kernels of any storage format.
 
 Shapes: I inputs, O outputs. Kernels are stored (O, I), as in the checkpoint.
 """
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bombus.kernels import product, scale_grid
-from bombus.layers.layer import Layer
-from bombus.policies.formats import DType
+from bombus.kernels import Weight, product
+from bombus.layers.layer import WeightLayer
+from bombus.policies.formats import DType, Format
 
 
 def fp8_aware_dense(
@@ -33,28 +33,48 @@ def fp8_aware_dense(
 
     Raises TypeError for float8 codes without scales or scales without codes, ValueError for a wrong grid.
     """
-    dtype = jnp.dtype(x.dtype if compute_type is None else compute_type)
     if (kernel.dtype == jnp.float8_e4m3fn) != (scale_inv is not None):
         raise TypeError(
             f"a {kernel.dtype} kernel {'needs' if scale_inv is None else 'takes no'} scale_inv: float8_e4m3fn codes "
             "and their scales belong together"
         )
-    if scale_inv is not None and scale_inv.shape != scale_grid(kernel.shape, block_shape):
-        raise ValueError(
-            f"scale_inv of a kernel {kernel.shape} in tiles of {block_shape} must be "
-            f"{scale_grid(kernel.shape, block_shape)}, not {scale_inv.shape}"
+    if scale_inv is None:
+        weight = Weight.plain(kernel)
+    else:
+        format = Format("f8_e4m3fn", (("tile", block_shape),)).with_scale(scale_inv.dtype)
+        grid = format.grid(kernel.shape)
+        if scale_inv.shape != grid:
+            raise ValueError(
+                f"scale_inv of a kernel {kernel.shape} in tiles of {block_shape} must be {grid}, not {scale_inv.shape}"
+            )
+        weight = Weight(
+            codes=kernel, scale_inv=scale_inv, format=format.canonical, shape=(kernel.shape[0], kernel.shape[1])
         )
-    y = product(x, kernel, scale_inv, block_shape=block_shape, compute_type=dtype)
+    return dense(x, weight, bias, compute_type=compute_type, output_type=output_type)
+
+
+def dense(
+    x: jax.Array,
+    weight: Weight,
+    bias: jax.Array | None = None,
+    *,
+    compute_type: DType | None = None,
+    output_type: DType | None = None,
+) -> jax.Array:
+    """x (..., I) times a stored weight (O, I) of any format, plus bias (O,). Types as in fp8_aware_dense."""
+    y = product(x, weight, compute_type=jnp.dtype(x.dtype if compute_type is None else compute_type))
     if bias is not None:
         y = y + bias.astype(jnp.float32)
     return y.astype(x.dtype if output_type is None else output_type)
 
 
-class Dense(Layer):
-    """x (..., I) -> (..., O) with a `kernel` (O, I), an optional `bias` (O,), and `scale_inv` when it is FP8.
+class Dense(WeightLayer):
+    """x (..., I) -> (..., O) with a `kernel` (O, I), an optional `bias` (O,), and the parts of the kernel's format.
 
     `output_type` is what is returned where the policy gives no output type (default: the type of x).
     """
+
+    weight_name = "kernel"
 
     def __init__(
         self,
@@ -65,26 +85,16 @@ class Dense(Layer):
         output_type: DType | None = None,
         rngs: nnx.Rngs,
     ) -> None:
-        # 0.02 is what transformers initialises with (`initializer_range`).
-        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (outputs, inputs), jnp.float32))
+        super().__init__(outputs, inputs, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
-        self.scale_inv: nnx.Param | None = nnx.data(None)
-        self.block_shape = (0, 0)
         self.output_type = output_type
-
-    def store_in_tiles(self, block_shape: tuple[int, int]) -> None:
-        """Make room for an FP8 kernel: one scale per tile of `block_shape`."""
-        self.block_shape = block_shape
-        self.scale_inv = nnx.Param(jnp.ones(scale_grid(self.kernel.get_value().shape, block_shape), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         bias = None if self.bias is None else self.bias.get_value()
-        return fp8_aware_dense(
+        return dense(
             x,
-            self.kernel.get_value(),
-            None if self.scale_inv is None else self.scale_inv.get_value(),
+            self.weight,
             None if bias is None else bias.astype(self.compute_type("bias", bias.dtype)),
-            block_shape=self.block_shape,
             compute_type=self.compute_type("kernel", x.dtype),
             output_type=self.output_type_of("kernel", x.dtype if self.output_type is None else self.output_type),
         )

@@ -1,12 +1,16 @@
-"""Layer: an nnx module whose parameters each follow a policy."""
+"""Layer: an nnx module whose parameters each follow a policy, and WeightLayer, whose weight has a storage format."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from bombus.policies.formats import DType
+from bombus.kernels import Weight
+from bombus.policies.formats import DType, Format, find_format
 from bombus.policies.policy import Policy, resolve_type
 
 
@@ -31,3 +35,45 @@ class Layer(nnx.Module):
         """The type the layer returns, by the policy of its main parameter `name`; else `otherwise`."""
         found = resolve_type(dict(self.policies).get(name), "output")
         return otherwise if found is None else found
+
+    def store_as(self, name: str, format: Format) -> None:
+        """Make parameter `name` one of `format`; only its shape and type count, its values are lost."""
+        shape = getattr(self, name).get_value().shape
+        setattr(self, name, nnx.Param(jnp.zeros(shape, format.dtype)))
+
+
+class WeightLayer(Layer):
+    """A layer with a weight (O, I), in the attribute that `weight_name` says, that may be stored in any format."""
+
+    weight_name: ClassVar[str]
+
+    def __init__(self, outputs: int, inputs: int, *, rngs: nnx.Rngs) -> None:
+        # 0.02 is what transformers initialises with (`initializer_range`).
+        values = 0.02 * jax.random.normal(rngs.params(), (outputs, inputs), jnp.float32)
+        setattr(self, self.weight_name, nnx.Param(values))
+        self.shape = (outputs, inputs)
+        self.format = find_format(values.dtype)
+        self.scale_inv: nnx.Param | None = nnx.data(None)
+        self.zero_point: nnx.Param | None = nnx.data(None)
+        self.global_scale: nnx.Param | None = nnx.data(None)
+
+    def store_as(self, name: str, format: Format) -> None:
+        """As for any layer; a weight gets room for the parts of its format."""
+        if name != self.weight_name:
+            super().store_as(name, format)
+            return
+        self.format = format
+        setattr(self, name, nnx.Param(jnp.zeros(format.codes_shape(self.shape), format.dtype)))
+        for part, (shape, dtype) in format.parts(self.shape).items():
+            setattr(self, part, nnx.Param(jnp.zeros(shape, dtype)))
+
+    @property
+    def weight(self) -> Weight:
+        """The weight as it is stored."""
+        codes = getattr(self, self.weight_name).get_value()
+        if not self.format.is_low:
+            # The type of the array counts, so that a module works with parameters that a user has cast.
+            return Weight.plain(codes)
+        parts = {"scale_inv": self.scale_inv, "zero_point": self.zero_point, "global_scale": self.global_scale}
+        arrays = {name: part.get_value() for name, part in parts.items() if part is not None}
+        return Weight(codes=codes, **arrays, format=self.format, shape=self.shape)

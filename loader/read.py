@@ -8,62 +8,78 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from bombus.kernels import dequantize, quantize
+from bombus.kernels import Weight, dequantize, requantize
+from bombus.loader.layouts import CODES
 from bombus.loader.plan import Entry, LoadPlan
 from bombus.loader.safetensors import TensorInfo, read_tensor, same_bytes
+from bombus.loader.sources import Source
 from bombus.models import Params
-from bombus.models.model import flat, nested
+from bombus.models.model import flat, nested, weight_leaves
+from bombus.models.storage import is_weight
 from bombus.policies.errors import CheckpointError, Problem
 
 
 def read_parameters(plan: LoadPlan, progress: bool | None) -> Params:
     """Fill the parameters in the order of the files, so that a disk reads forward."""
     values: dict[str, jax.Array] = {}
-    entries = sorted(
-        (entry for entry in plan.entries if entry.info is not None),
-        key=lambda entry: (str(entry.info.file), entry.info.start) if entry.info else ("", 0),
-    )
-    total = sum(entry.info.nbytes for entry in entries if entry.info)
+    sources = [(entry, entry.source) for entry in plan.entries if entry.source is not None]
+    sources.sort(key=lambda pair: (str(pair[1].info.file), pair[1].info.start))
+    total = sum(info.nbytes for _, source in sources for info in source.infos)
     hidden = None if progress is None else not progress
     with tqdm(total=total, desc="parameters", unit="B", unit_scale=True, disable=hidden, delay=0.5) as bar:
-        for entry in entries:
-            assert entry.info is not None
-            _fill(values, entry, entry.info, plan)
-            bar.update(entry.info.nbytes)
-    made = [entry.path for entry in plan.entries if entry.action == "initialise"]
+        for entry, source in sources:
+            for name, (copy, original) in source.copies.items():
+                _check_tied(source.tensor, original, name, copy)
+            # Waiting bounds the memory: no queue of tensors that are read and not yet converted.
+            values |= jax.block_until_ready(_read(entry, source))
+            bar.update(sum(info.nbytes for info in source.infos))
+    made = [path for entry in plan.entries if entry.action == "initialise" for path in _leaves(entry)]
     if made:
         # Only what is asked for is computed: XLA drops the rest of the model.
         values |= jax.jit(lambda key: {path: flat(plan.model.init(key))[path] for path in made})(jax.random.key(0))
     return nested(values)
 
 
-def _fill(values: dict[str, jax.Array], entry: Entry, info: TensorInfo, plan: LoadPlan) -> None:
-    for name, copy in entry.copies.items():
-        _check_tied(entry, info, name, copy)
-    host = read_tensor(entry.tensor or "", info)
-    layer, _, name = entry.path.rpartition(".")
-    if name == "scale_inv":
-        _check_scale(entry.tensor or "", info, host)
+def _leaves(entry: Entry) -> list[str]:
+    """The paths of a parameter's arrays."""
+    layer = entry.path.rpartition(".")[0]
+    return [entry.path, *(f"{layer}.{part}" for part in entry.format.parts(entry.shape))]
+
+
+def _read(entry: Entry, source: Source) -> dict[str, jax.Array]:
+    """path -> array for one parameter, its parts included, as it is to be stored."""
     # XLA takes an aligned host buffer over without a copy on CPU; elsewhere it is freed after the transfer.
-    if entry.action == "dequantize" and entry.scale is not None:
-        scale_name = f"{entry.tensor}_scale_inv"
-        scale = read_tensor(scale_name, entry.scale)
-        _check_scale(scale_name, entry.scale, scale)
-        value = _dequantize(jax.device_put(host), jax.device_put(scale), plan.block_shape, entry.stored)
-    elif entry.action == "quantize":
-        value, scale_inv = _quantize(jax.device_put(_without_float64(host)), plan.model.tiles[layer])
-        stored = plan.model.stored[f"{layer}.scale_inv"]
-        values[f"{layer}.scale_inv"] = jax.block_until_ready(_cast(scale_inv, stored))
-    elif entry.action == "cast":
-        value = _cast(jax.device_put(_without_float64(host)), entry.stored)
-    else:
-        value = jax.device_put(host)
-    # Waiting bounds the memory: no queue of tensors that are read and not yet converted.
-    values[entry.path] = jax.block_until_ready(value)
+    if not is_weight(entry.path) or (entry.action in ("keep", "cast") and not source.format.is_low):
+        value = jax.device_put(_without_float64(read_tensor(source.tensor, source.info)))
+        return {entry.path: value if value.dtype == entry.format.dtype else _cast(value, entry.format.dtype)}
+    weight = _read_weight(entry, source)
+    if entry.action == "dequantize":
+        return {entry.path: _dequantize(weight, entry.format.dtype)}
+    if entry.action != "keep":
+        weight = requantize(weight, entry.format)
+        _check_quantized(weight, source)
+    return weight_leaves(entry.path, weight)
 
 
-_dequantize = partial(jax.jit, static_argnums=(2, 3))(dequantize)
-_quantize = partial(jax.jit, static_argnums=1)(quantize)
+def _read_weight(entry: Entry, source: Source) -> Weight:
+    """The weight as the file has it."""
+    shape = (entry.shape[0], entry.shape[1])
+    host = _without_float64(read_tensor(source.tensor, source.info))
+    if not source.format.is_low:
+        return Weight.plain(jax.device_put(host))
+    layout, format = source.layout, source.format
+    codes = jax.device_put(layout.from_file(CODES, host, format, shape))
+    parts = {}
+    for part, (name, info) in source.parts.items():
+        tensor = read_tensor(name, info).reshape(layout.file_type(part, format, shape)[0])
+        array = layout.from_file(part, tensor, format, shape)
+        if part != "zero_point":
+            _check_scale(name, info, array)
+        parts[part] = jax.device_put(array)
+    return Weight(codes=codes, **parts, format=format, shape=shape)
+
+
+_dequantize = partial(jax.jit, static_argnums=1)(dequantize)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -73,6 +89,23 @@ def _cast(value: jax.Array, dtype: np.dtype) -> jax.Array:
 
 def _without_float64(host: np.ndarray) -> np.ndarray:
     return host.astype(np.float32) if host.dtype == np.float64 else host
+
+
+def _check_quantized(weight: Weight, source: Source) -> None:
+    """Raise where values were not finite, or too large or small for the type of the scales: these show it."""
+    assert weight.scale_inv is not None
+    scale = np.asarray(weight.scale_inv).astype(np.float32)
+    # The exponent 255 of a bfp block stands for infinity or NaN and is read as NaN.
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise CheckpointError(
+            Problem(
+                subject=f"tensor {source.tensor}",
+                message=f"cannot be stored as {weight.format}: it has values that are not finite, or too large or "
+                "too small for its scales",
+                remedy="load it as f32 to see them, or give this parameter another format",
+            ),
+            where=str(source.info.file),
+        )
 
 
 def _check_scale(name: str, info: TensorInfo, scale: np.ndarray) -> None:
@@ -92,12 +125,12 @@ def _check_scale(name: str, info: TensorInfo, scale: np.ndarray) -> None:
         )
 
 
-def _check_tied(entry: Entry, info: TensorInfo, name: str, copy: TensorInfo) -> None:
+def _check_tied(tensor: str, info: TensorInfo, name: str, copy: TensorInfo) -> None:
     if not same_bytes(info, copy):
         raise CheckpointError(
             Problem(
                 subject=f"tensor {name}",
-                message=f"differs from {entry.tensor}, but config.json says that they are tied",
+                message=f"differs from {tensor}, but config.json says that they are tied",
                 remedy="set tie_word_embeddings to false: load_model(repo, spec=load_spec(repo, "
                 "tie_word_embeddings=False))",
             ),

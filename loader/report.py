@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bombus.loader.plan import Entry, LoadPlan
+from bombus.loader.sources import Source
+from bombus.policies.errors import PolicyError, Problem, closest
 from bombus.policies.formats import type_name
 
 _COLUMNS = ("parameter", "tensor", "in file", "stored", "computed", "action", "bytes", "rule")
@@ -30,18 +32,36 @@ class LoadReport:
     @property
     def file_nbytes(self) -> int:
         """Bytes of the tensors that are read."""
-        infos = (info for entry in self.plan.entries for info in (entry.info, entry.scale) if info)
-        return sum({(info.file, info.start): info.nbytes for info in infos if info.nbytes}.values())
+        return sum(info.nbytes for entry in self.plan.entries if entry.source for info in entry.source.infos)
 
     @property
     def initialised(self) -> tuple[str, ...]:
         """Parameters that the checkpoint does not have and that were made anew (only with strict=False)."""
         return tuple(entry.path for entry in self.plan.entries if entry.action == "initialise")
 
+    def explain(self, name: str) -> str:
+        """One sentence: how the parameter with this path, or whose tensor has this name, is stored and computed, and
+        which rule decided that and why. Raises PolicyError, with the nearest names, where there is none.
+        """
+        tensors = {entry.path: entry.source.tensor if entry.source else None for entry in self.plan.entries}
+        entry = next((entry for entry in self.plan.entries if name in (entry.path, tensors[entry.path])), None)
+        if entry is None:
+            known = [known for pair in tensors.items() for known in pair if known is not None]
+            raise PolicyError(
+                Problem(subject=f"parameter {name!r}", message="does not exist", remedy=closest(name, known))
+            )
+        decision = self.plan.model.decisions[entry.path]
+        if self.plan.precision is not None:
+            reason = self.plan.precision.explain(entry.path, tensors[entry.path])
+        else:
+            reason = f"{entry.path}: {decision.policy} from {decision.rule!r}"
+        return f"{reason}. Stored as {entry.format}, computed in {type_name(entry.computed)}"
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: totals and one record per parameter."""
         return {
             "checkpoint": self.where,
+            "policy": self.plan.policy,
             "seconds": self.seconds,
             "bytes": self.nbytes,
             "file_bytes": self.file_nbytes,
@@ -77,7 +97,7 @@ class LoadReport:
         """The totals in one line."""
         types = ", ".join(f"{name} {readable_bytes(size)}" for name, size in self._by_type().items())
         took = "" if self.seconds is None else f", loaded in {self.seconds:.2f} s"
-        count = sum(int(_size(entry)) for entry in self.plan.entries if not entry.path.endswith(".scale_inv"))
+        count = sum(entry.size for entry in self.plan.entries)
         return (
             f"{count:,} parameters, {readable_bytes(self.nbytes)} in memory ({types}), "
             f"{readable_bytes(self.file_nbytes)} read{took}"
@@ -85,6 +105,8 @@ class LoadReport:
 
     def _notes(self) -> list[str]:
         notes = []
+        if self.plan.policy:
+            notes.append(f"policy: {self.plan.policy}")
         if self.initialised:
             notes.append(f"NOT in the checkpoint, initialised (strict=False): {', '.join(self.initialised)}")
         if self.plan.unused:
@@ -94,15 +116,15 @@ class LoadReport:
     def _by_type(self) -> dict[str, int]:
         sizes: Counter[str] = Counter()
         for entry in self.plan.entries:
-            sizes[type_name(entry.stored)] += entry.nbytes
+            sizes[entry.format.name] += entry.nbytes
         return dict(sizes.most_common())
 
     def _cells(self, entry: Entry) -> tuple[str, str, str, str, str, str, int, str]:
         return (
             entry.path,
-            entry.tensor or "",
-            type_name(entry.info.dtype) if entry.info else "",
-            f"{type_name(entry.stored)}{list(entry.shape)}",
+            entry.source.tensor if entry.source else "",
+            _in_file(entry.source) if entry.source else "",
+            f"{entry.format}{list(entry.shape)}",
             type_name(entry.computed),
             entry.action,
             entry.nbytes,
@@ -141,8 +163,8 @@ def readable_bytes(count: int) -> str:
     return f"{value:.2f} TB"
 
 
-def _size(entry: Entry) -> int:
-    return entry.nbytes // entry.stored.itemsize
+def _in_file(source: Source) -> str:
+    return str(source.format) if source.format.is_low else type_name(source.info.dtype)
 
 
 def _ranges(numbers: list[int]) -> str:

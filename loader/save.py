@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bombus.loader.checkpoint import INDEX, WEIGHTS
+from bombus.loader.layouts import CODES, COMPRESSED, OWN, Layout
 from bombus.loader.load import LoadedModel
-from bombus.loader.quantization import write_quantization_config
+from bombus.loader.quantization import write_quantization
 from bombus.models.model import Model, flat
+from bombus.models.storage import is_weight
 from bombus.policies.errors import PlanError, Problem
-from bombus.policies.formats import type_name
+from bombus.policies.formats import DType, Format, type_name
 
 
 def save_model(loaded: LoadedModel, folder: str | PathLike[str], *, max_shard_bytes: int = 5_000_000_000) -> list[Path]:
@@ -31,20 +34,20 @@ def save_model(loaded: LoadedModel, folder: str | PathLike[str], *, max_shard_by
     folder.mkdir(parents=True, exist_ok=True)
     model, values = loaded.model, flat(loaded.params)
     _check(model, values)
-    mapping = model.architecture.mapping
-    shards: list[dict[str, jax.Array]] = [{}]
+    _, layout = quantization_of(model)
+    shards: list[dict[str, Callable[[], np.ndarray]]] = [{}]
     size = 0
-    for path, value in values.items():
-        if size and size + value.nbytes > max_shard_bytes:
+    for name, (nbytes, tensor) in _tensors(model, values, layout).items():
+        if size and size + nbytes > max_shard_bytes:
             shards.append({})
             size = 0
-        shards[-1][mapping.tensor(path)] = value
-        size += value.nbytes
+        shards[-1][name] = tensor
+        size += nbytes
     count = len(shards)
     names = [WEIGHTS] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     for name, shard in zip(names, shards, strict=True):
         partial = folder / f".{name}.partial"
-        save_file({tensor: np.asarray(value) for tensor, value in shard.items()}, partial, {"format": "pt"})
+        save_file({name: tensor() for name, tensor in shard.items()}, partial, {"format": "pt"})
         os.replace(partial, folder / name)
     if count > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
@@ -63,20 +66,64 @@ def save_model(loaded: LoadedModel, folder: str | PathLike[str], *, max_shard_by
 def config_json(model: Model) -> dict[str, Any]:
     """The config.json of a model as it is stored."""
     spec, architecture = model.spec, model.architecture
-    stored = {path: model.stored[path] for path in model.stored}
-    embedding = next(dtype for path, dtype in stored.items() if path.endswith(".embedding"))
-    config = {
+    section, _ = quantization_of(model)
+    return {
         "architectures": [architecture.class_name(spec.head)],
         "model_type": architecture.name,
-        "torch_dtype": _TORCH_NAMES[type_name(embedding)],
+        "torch_dtype": _TORCH_NAMES[type_name(_wide_type(model))],
         **spec.to_hf(),
+        **({"quantization_config": section} if section else {}),
     }
-    if model.tiles:
-        (block_shape,) = set(model.tiles.values())
-        kept = [path for path in stored if path.endswith(".kernel") and path.removesuffix(".kernel") not in model.tiles]
-        layers = [architecture.mapping.tensor(path).removesuffix(".weight") for path in kept]
-        config["quantization_config"] = write_quantization_config(block_shape, layers)
-    return config
+
+
+def quantization_of(model: Model) -> tuple[dict[str, Any] | None, Layout | None]:
+    """The `quantization_config` of a model as it is stored, and the layout of its weights. See write_quantization."""
+    weights = {path: format for path, format in model.formats.items() if is_weight(path)}
+    if not any(format.is_low for format in weights.values()):
+        return None, OWN
+    mapping = model.architecture.mapping
+    layers = {path: mapping.tensor(path).rpartition(".")[0] for path in weights}
+    embeddings = frozenset(layers[path] for path in weights if path.endswith(".embedding"))
+    formats = {layers[path]: format for path, format in weights.items()}
+    shapes = {layers[path]: model.shapes[path] for path in weights}
+    if model.spec.tie_word_embeddings:
+        # A head that is the embedding is a layer to others, and one that they would look for codes of.
+        tied = ((mapping.tied_tensor(path), format) for path, format in weights.items() if not format.is_low)
+        formats |= {tensor.rpartition(".")[0]: format for tensor, format in tied if tensor is not None}
+    return write_quantization(formats, shapes, embeddings)
+
+
+def _wide_type(model: Model) -> DType:
+    """The type of the embedding, or the one that it is dequantized to."""
+    format = next(format for path, format in model.formats.items() if path.endswith(".embedding"))
+    return model.main_type if format.is_low else format.dtype
+
+
+def _tensors(
+    model: Model, values: Mapping[str, jax.Array], layout: Layout | None
+) -> dict[str, tuple[int, Callable[[], np.ndarray]]]:
+    """The tensors to write by name, each with its size and what makes it, so that one shard is held at a time."""
+    mapping = model.architecture.mapping
+    tensors: dict[str, tuple[int, Callable[[], np.ndarray]]] = {}
+
+    def add(name: str, leaf: str, value: jax.Array, format: Format, lies: Layout) -> None:
+        tensors[name] = (value.nbytes, lambda: lies.to_file(leaf, np.asarray(value), format))
+
+    for path, format in model.formats.items():
+        layer = path.rpartition(".")[0]
+        name = mapping.tensor(path)
+        if not format.is_low:
+            add(name, CODES, values[path], format, OWN)
+            continue
+        lies = layout or COMPRESSED[format.name][0]
+        theirs = name.rpartition(".")[0]
+        add(f"{theirs}.{lies.words[CODES]}", CODES, values[path], format, lies)
+        for part in format.parts(model.shapes[path]):
+            add(f"{theirs}.{lies.words[part]}", part, values[f"{layer}.{part}"], format, lies)
+        if "weight_shape" in lies.also and format.name.startswith("int"):
+            shape = np.array(model.shapes[path], np.int64)
+            tensors[f"{theirs}.weight_shape"] = (shape.nbytes, lambda shape=shape: shape)  # type: ignore[misc]
+    return tensors
 
 
 _TORCH_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}

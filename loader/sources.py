@@ -1,34 +1,45 @@
-"""Which tensors the parameters are read from: the match of names, the checks of each pair, and their texts."""
+"""Source: which tensors a parameter is read from, in which format, and what can be wrong with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
 
-from bombus.kernels import scale_grid
+from bombus.loader.layouts import CODES, OWN, Layout
+from bombus.loader.quantization import Scheme
 from bombus.loader.safetensors import TensorInfo
-from bombus.models.registry import architecture_of
-from bombus.models.spec import DecoderSpec
+from bombus.models.storage import is_weight
 from bombus.policies.errors import Problem
-from bombus.policies.formats import FORMATS, type_name
+from bombus.policies.formats import FORMATS, DType, Format, find_format, type_name
 
-_FP8 = FORMATS["f8_e4m3fn"]
-WIDE = tuple(entry.dtype for entry in FORMATS.values() if not entry.needs_scale)
+WIDE = tuple(FORMATS[name].dtype for name in ("f32", "bf16", "f16"))
+_F32 = FORMATS["f32"].dtype
 _SCALES = (*WIDE, np.dtype(ml_dtypes.float8_e8m0fnu))
+_NOUNS = {"scale_inv": "scale", "zero_point": "zero point", "global_scale": "global scale"}
 
 
 @dataclass(kw_only=True)
 class Source:
-    """Where a parameter is in the checkpoint, while the plan is made."""
+    """Where a parameter is in the checkpoint, and how it is stored there.
+
+    parts: the tensors that a low-precision weight has beside its codes, by our name. copies: tensors that must hold
+    the same bytes as another, because the parameter is tied: name -> (the copy, what it is a copy of).
+    """
 
     tensor: str
     info: TensorInfo
-    scale_tensor: str | None = None
-    scale: TensorInfo | None = None
-    copies: dict[str, TensorInfo] = field(default_factory=dict)
+    format: Format
+    layout: Layout = OWN
+    parts: dict[str, tuple[str, TensorInfo]] = field(default_factory=dict)
+    copies: dict[str, tuple[TensorInfo, TensorInfo]] = field(default_factory=dict)
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        """Everything that is read."""
+        return [self.info, *(info for _, info in self.parts.values())]
 
 
 class Damage(Problem):
@@ -40,9 +51,13 @@ def find_source(
     tensor: str,
     shape: tuple[int, ...],
     headers: Mapping[str, TensorInfo],
-    block_shape: tuple[int, int],
+    scheme: Scheme,
 ) -> Source | Problem:
     """The source of one parameter, or why this tensor cannot be it."""
+    layer = tensor.rpartition(".")[0]
+    stored = scheme.find(layer, headers) if is_weight(path) else None
+    if stored is not None:
+        return _find_weight(path, layer, shape, headers, *stored)
     info = headers.get(tensor)
     if info is None:
         return Problem(
@@ -59,121 +74,68 @@ def find_source(
             found=f"{info.shape}",
             remedy="check that config.json belongs to these weights",
         )
-    scale_tensor = f"{tensor}_scale_inv"
-    scale = headers.get(scale_tensor)
-    if info.dtype == _FP8.dtype and path.endswith(".kernel"):
-        if scale is None:
-            return Damage(
-                subject=f"weight {tensor}",
-                message="is in float8_e4m3fn and has no scale",
-                expected=f"a tensor {scale_tensor}",
-                remedy="download the checkpoint again; without its scales the values are lost",
-            )
-        grid = scale_grid((shape[0], shape[1]), block_shape)
-        if scale.shape != grid or scale.dtype not in _SCALES:
-            return Damage(
-                subject=f"weight {tensor}",
-                message=f"has scales that do not fit its shape {shape} in tiles of {block_shape}",
-                expected=f"{grid} of {', '.join(map(type_name, _SCALES))}",
-                found=f"{scale.shape} of {type_name(scale.dtype)}",
-                remedy="check weight_block_size in config.json",
-            )
-        return Source(tensor=tensor, info=info, scale_tensor=scale_tensor, scale=scale)
     if info.dtype not in WIDE and info.dtype != np.float64:
         return Damage(
             subject=f"weight {tensor}",
             message=f"is stored as {type_name(info.dtype)}, which parameter {path} cannot be read from",
             expected=", ".join(map(type_name, WIDE)),
         )
-    return Source(tensor=tensor, info=info)
+    # JAX has no float64 unless a user switches it on for everything.
+    return Source(tensor=tensor, info=info, format=find_format(_F32 if info.dtype == np.float64 else info.dtype))
 
 
-def unexpected_tensor(name: str, headers: Mapping[str, TensorInfo]) -> Problem:
-    """The problem of a tensor that no parameter reads."""
-    weight = name.removesuffix("_scale_inv")
-    if weight != name and weight in headers and headers[weight].dtype != _FP8.dtype:
+def _find_weight(
+    path: str, layer: str, shape: tuple[int, ...], headers: Mapping[str, TensorInfo], layout: Layout, format: Format
+) -> Source | Problem:
+    """The source of a weight in low precision, or what is wrong with its tensors."""
+    tensor = f"{layer}.{layout.words[CODES]}"
+    info = headers[tensor]
+    expected, _ = layout.file_type(CODES, format, shape)
+    if info.shape != expected:
         return Problem(
-            subject=f"tensor {name}",
-            message=f"is a scale, but {weight} is {type_name(headers[weight].dtype)}",
-            expected="float8_e4m3fn codes",
+            subject=f"tensor {tensor}",
+            message=f"does not fit parameter {path} {shape} in {format}",
+            expected=f"shape {expected}",
+            found=f"{info.shape}",
+            remedy="check that config.json belongs to these weights",
         )
-    return Problem(
-        subject=f"tensor {name}",
-        message="is unexpected: no parameter reads it",
-        found=f"{type_name(headers[name].dtype)}{list(headers[name].shape)}",
-        remedy="check the architecture in config.json, or pass strict=False to leave it out",
-    )
+    parts = {}
+    for part in format.parts(shape):
+        name = f"{layer}.{layout.words[part]}"
+        found = headers.get(name)
+        if found is None:
+            return Damage(
+                subject=f"weight {tensor}",
+                message=f"is in {info.dtype.name} and has no {_NOUNS[part]}",
+                expected=f"a tensor {name}",
+                remedy="download the checkpoint again; without its scales the values are lost",
+            )
+        size, dtype = layout.file_type(part, format, shape)
+        allowed = _scale_types(format, dtype) if part == "scale_inv" else (dtype,)
+        # A scale of a channel or a tensor is also written without the dimensions of one.
+        if (found.shape != size and not _same_without_ones(found.shape, size)) or found.dtype not in allowed:
+            return Damage(
+                subject=f"weight {tensor}",
+                message=f"has {_NOUNS[part]}s that do not fit its shape {shape} in {_tiles(format)}",
+                expected=f"{size} of {', '.join(map(type_name, allowed))}",
+                found=f"{found.shape} of {type_name(found.dtype)}",
+                remedy="check quantization_config in config.json",
+            )
+        parts[part] = (name, found)
+    if "scale" in format.kind.options:
+        format = format.with_scale(parts["scale_inv"][1].dtype).canonical
+    return Source(tensor=tensor, info=info, format=format, layout=layout, parts=parts)
 
 
-def not_a_copy(name: str, info: TensorInfo, source: Source) -> Problem:
-    """The problem of a tied tensor whose header shows that it is another one."""
-    return Problem(
-        subject=f"tensor {name}",
-        message=f"cannot be a copy of {source.tensor}, to which config.json says it is tied",
-        expected=f"{type_name(source.info.dtype)}{list(source.info.shape)}",
-        found=f"{type_name(info.dtype)}{list(info.shape)}",
-        remedy="load with spec=load_spec(repo, tie_word_embeddings=False) if they are two tensors",
-    )
+def _scale_types(format: Format, dtype: DType) -> tuple[DType, ...]:
+    if "scale" not in format.kind.options:
+        return (dtype,)
+    return _SCALES if format.name.startswith("f8") else WIDE
 
 
-@dataclass(frozen=True, kw_only=True)
-class Match:
-    """Parameters with their sources, parameters without, and what is wrong with tied copies."""
-
-    sources: dict[str, Source]
-    missing: dict[str, Problem]
-    problems: list[Problem]
+def _same_without_ones(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(found) < len(expected) and [n for n in found if n != 1] == [n for n in expected if n != 1]
 
 
-def match_tensors(
-    spec: DecoderSpec,
-    shapes: Mapping[str, tuple[int, ...]],
-    spell: Callable[[str], str],
-    headers: Mapping[str, TensorInfo],
-    block_shape: tuple[int, int],
-) -> Match:
-    """Where each parameter is in a checkpoint whose names are ours spelled by `spell`."""
-    mapping = architecture_of(spec).mapping
-    match = Match(sources={}, missing={}, problems=[])
-    for path, shape in shapes.items():
-        name = spell(mapping.tensor(path))
-        source = find_source(path, name, shape, headers, block_shape)
-        tied = mapping.tied_tensor(path) if spec.tie_word_embeddings else None
-        if tied is not None and tied in headers:
-            copy = find_source(path, tied, shape, headers, block_shape)
-            if isinstance(source, Source) and isinstance(copy, Source) and copy.info.dtype == source.info.dtype:
-                source.copies[tied] = copy.info
-            elif isinstance(source, Source):
-                match.problems.append(not_a_copy(tied, headers[tied], source))
-            elif name not in headers:
-                source = copy
-        if isinstance(source, Source):
-            match.sources[path] = source
-        else:
-            match.missing[path] = source
-    return match
-
-
-def left_over(
-    spec: DecoderSpec,
-    shapes: Mapping[str, tuple[int, ...]],
-    spell: Callable[[str], str],
-    headers: Mapping[str, TensorInfo],
-    match: Match,
-) -> tuple[list[str], list[str]]:
-    """(tensors that this model may do without, tensors that it should not have)."""
-    mapping = architecture_of(spec).mapping
-    tensors = {path: spell(mapping.tensor(path)) for path in shapes}
-    named = {*tensors.values(), *(mapping.tied_tensor(path) for path in shapes if spec.tie_word_embeddings)}
-    # The scales of a weight that is refused are part of that problem, not another one.
-    named |= {f"{tensors[path]}_scale_inv" for path in match.missing}
-    named |= {source.scale_tensor for source in match.sources.values()}
-    read_layers = {name.rpartition(".")[0] for name in named if name}
-    unused: list[str] = []
-    unexpected: list[str] = []
-    for name in headers:
-        if name in named:
-            continue
-        another_head = mapping.belongs_to_a_head(name) and name.rpartition(".")[0] not in read_layers
-        (unused if another_head or mapping.is_ignored(name) else unexpected).append(name)
-    return unused, unexpected
+def _tiles(format: Format) -> str:
+    return f"tiles of {format.tile}" if min(format.tile) > 1 else str(format)

@@ -13,6 +13,8 @@ LEAVES = {
     "kernel": "weight",
     "bias": "bias",
     "scale_inv": "weight_scale_inv",
+    "zero_point": "weight_zero_point",
+    "global_scale": "weight_global_scale",
     "scale": "weight",
     "embedding": "weight",
 }

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bombus.kernels import quantize
-from bombus.layers import Cache, Dense, Layer, empty_cache
+from bombus.kernels import Weight, quantize
+from bombus.layers import Cache, Embedding, Layer, empty_cache
 from bombus.models.decoder import Output
 from bombus.models.registry import Architecture, architecture_of
 from bombus.models.spec import DecoderSpec
-from bombus.policies import Decision, as_precision, resolve_type
+from bombus.models.storage import is_weight, nameable, scale_path, storage_format
+from bombus.policies import Decision, as_precision
 from bombus.policies.errors import PolicyError, Problem
-from bombus.policies.formats import FORMATS, DType, is_low_precision, type_name
+from bombus.policies.formats import DType, Format, find_format
 from bombus.policies.mixed_precision import PolicyLike
 
 Params: TypeAlias = dict[str, Any]
@@ -29,15 +30,15 @@ _DEFAULT_TYPE = jnp.dtype(jnp.float32)
 class Model:
     """A pure function of parameters and tokens. It owns no arrays.
 
-    decisions: the resolved policy of every parameter, by path.
-    stored: the type in which every parameter is stored, by path; scales of FP8 kernels included.
-    tiles: the block shape of every kernel that is stored in FP8, by the path of its layer.
+    decisions: the resolved policy of every parameter, by path; the scales that its weights have included.
+    formats: what every parameter is stored as, by path; a weight's includes its scales.
+    main_type: the 16- or 32-bit type that low-precision weights are dequantized to where no policy says.
     """
 
     spec: DecoderSpec
     decisions: Mapping[str, Decision]
-    stored: Mapping[str, DType]
-    tiles: Mapping[str, tuple[int, int]]
+    formats: Mapping[str, Format]
+    main_type: DType = _DEFAULT_TYPE
 
     @property
     def architecture(self) -> Architecture:
@@ -46,9 +47,19 @@ class Model:
 
     @cached_property
     def abstract_params(self) -> Params:
-        """The shape and type of every parameter, as a nested dict of jax.ShapeDtypeStruct."""
-        shapes = {_path(key): value.get_value().shape for key, value in nnx.to_flat_state(self._split[1])}
-        return nested({path: jax.ShapeDtypeStruct(shape, self.stored[path]) for path, shape in shapes.items()})
+        """The shape and type of every array of the parameters, as a nested dict of jax.ShapeDtypeStruct."""
+        leaves = {_path(key): value.get_value() for key, value in nnx.to_flat_state(self._split[1])}
+        return nested({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()})
+
+    @cached_property
+    def stored(self) -> Mapping[str, DType]:
+        """The type of every array of the parameters, by path."""
+        return {path: leaf.dtype for path, leaf in flat(self.abstract_params).items()}
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every parameter as the model computes with it, by path, however it is stored."""
+        return abstract_shapes(self.spec)
 
     def module(self, params: Params) -> nnx.Module:
         """An ordinary nnx.Module with these parameters bound in, for Flax users and for tracing."""
@@ -102,8 +113,8 @@ class Model:
         )
 
     def tensor_names(self) -> dict[str, str | None]:
-        """Our path -> the checkpoint's name, for every parameter."""
-        return {path: self.architecture.mapping.tensor(path) for path in flat(self.abstract_params)}
+        """Our path -> the checkpoint's name, for every parameter that a rule can name."""
+        return {path: self.architecture.mapping.tensor(path) for path in nameable(self.formats)}
 
     def with_decisions(self, decisions: Mapping[str, Decision]) -> Model:
         """The same model under other policies. What is stored does not change, and neither do parameters."""
@@ -111,10 +122,13 @@ class Model:
 
     @cached_property
     def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
-        abstract = abstract_module(self.spec, self.tiles)
+        abstract = abstract_module(self.spec, self.formats)
         for path, layer in named_layers(abstract).items():
-            names = [key[-1] for key, _ in nnx.to_flat_state(nnx.state(layer))]
-            layer.set_policies({name: self.decisions[f"{path}.{name}"].policy for name in map(str, names)})
+            names = [str(key[-1]) for key, _ in nnx.to_flat_state(nnx.state(layer))]
+            own = {name: f"{path}.{name}" for name in names if f"{path}.{name}" in self.decisions}
+            layer.set_policies({name: self.decisions[leaf].policy for name, leaf in own.items()})
+            if isinstance(layer, Embedding):
+                layer.dequantized_type = self.main_type
         return nnx.split(abstract)
 
     @cached_property
@@ -131,81 +145,73 @@ class Model:
         module = self.architecture.build(self.spec, nnx.Rngs(key))
         values = {_path(key): variable.get_value() for key, variable in nnx.to_flat_state(nnx.state(module))}
         for path, value in list(values.items()):
-            if is_low_precision(self.stored[path]):
-                layer = path.rpartition(".")[0]
-                codes, scale = quantize(value, self.tiles[layer])
-                values |= {path: codes, f"{layer}.scale_inv": scale.astype(self.stored[f"{layer}.scale_inv"])}
+            if is_weight(path):
+                values |= weight_leaves(path, quantize(value, self.formats[path]))
             else:
-                values[path] = value.astype(self.stored[path])
+                values[path] = value.astype(self.formats[path].dtype)
         return nested(values)
 
 
 def build_model(spec: DecoderSpec, policy: PolicyLike = None) -> Model:
     """A model without parameters: `model.init(key)` makes random ones, stored as `policy` says (default f32).
 
-    Raises PolicyError for a rule that matches no parameter and for a type that a parameter cannot take.
+    Raises PolicyError for a rule that matches no parameter and for a format that a parameter cannot take.
     """
     mapping = architecture_of(spec).mapping
-    paths = list(abstract_shapes(spec))
-    low = FORMATS["f8_e4m3fn"]
-    # The scales that a policy may turn out to ask for can be named by its rules too.
-    kernels = [path for path in paths if path.endswith(".kernel")]
-    scales = [path.removesuffix("kernel") + "scale_inv" for path in kernels]
-    decisions = as_precision(policy).resolve({path: mapping.tensor(path) for path in [*paths, *scales]})
-    stored: dict[str, DType] = {}
-    tiles: dict[str, tuple[int, int]] = {}
-    problems = []
-    for path in paths:
-        layer, _, name = path.rpartition(".")
-        wanted = resolve_type(decisions[path].policy, "params", name) or _DEFAULT_TYPE
-        stored[path] = wanted
-        if is_low_precision(wanted):
-            if name != "kernel":
-                problems.append(unstorable(path, wanted, decisions[path]))
-                continue
-            assert low.tile is not None
-            tiles[layer] = low.tile
-            stored[f"{layer}.scale_inv"] = scale_type(decisions[f"{layer}.scale_inv"], _DEFAULT_TYPE)
+    template = dict.fromkeys(abstract_shapes(spec), find_format(_DEFAULT_TYPE))
+    decisions = as_precision(policy).resolve({path: mapping.tensor(path) for path in nameable(template)})
+    return decided_model(spec, decisions, template, undecided=None, main_type=_DEFAULT_TYPE)
+
+
+def decided_model(
+    spec: DecoderSpec,
+    decisions: Mapping[str, Decision],
+    found: Mapping[str, Format],
+    *,
+    preserve: bool = False,
+    undecided: DType | None,
+    main_type: DType,
+) -> Model:
+    """The model whose parameters, found as `found`, are stored as the decisions say. See storage_format and Model.
+
+    Raises PolicyError that lists every format that a parameter cannot take.
+    """
+    formats: dict[str, Format] = {}
+    problems: list[Problem] = []
+    for path, format in found.items():
+        try:
+            formats[path] = storage_format(decisions, path, format, preserve=preserve, undecided=undecided)
+        except PolicyError as error:
+            problems += error.problems
     if problems:
         raise PolicyError(problems, where="policy")
-    return Model(spec=spec, decisions={path: decisions[path] for path in stored}, stored=stored, tiles=tiles)
+    kept = {path: decisions[path] for path in formats}
+    kept |= {scale_path(path): decisions[scale_path(path)] for path, format in formats.items() if format.is_low}
+    return Model(spec=spec, decisions=kept, formats=formats, main_type=main_type)
 
 
-def scale_type(decision: Decision, found: DType) -> DType:
-    """What a scale is stored as: the type it has, unless a rule or a map names the scale itself."""
-    wanted = resolve_type(decision.policy, "params", "scale_inv")
-    named = decision.policy is not None and decision.policy.names("params", "scale_inv")
-    exact = decision.rule is not None and decision.rule.endswith("scale_inv")
-    return wanted if wanted is not None and (named or exact) else found
+def weight_leaves(path: str, weight: Weight) -> dict[str, jax.Array]:
+    """path -> array for the codes and the parts of the weight at `path`."""
+    layer = path.rpartition(".")[0]
+    return {path: weight.codes, **{f"{layer}.{name}": part for name, part in weight.parts.items()}}
 
 
-def unstorable(path: str, wanted: DType, decision: Decision) -> Problem:
-    """The problem of a parameter that cannot be stored in tiles."""
-    return Problem(
-        subject=f"parameter {path}",
-        message=f"cannot be stored as {type_name(wanted)}, which rule {decision.rule!r} asks for: only kernels of "
-        "dense layers have tiles with scales",
-        remedy='give it another type, for example params={"kernel": "f8_e4m3fn", "default": "bf16"}',
-    )
-
-
-def abstract_module(spec: DecoderSpec, tiles: Mapping[str, tuple[int, int]]) -> nnx.Module:
-    """The module tree with shapes in place of arrays, and scales where `tiles` names a layer."""
+def abstract_module(spec: DecoderSpec, formats: Mapping[str, Format]) -> nnx.Module:
+    """The module tree with shapes in place of arrays, stored as `formats` says where it names a parameter."""
 
     def build() -> nnx.Module:
         module = architecture_of(spec).build(spec, nnx.Rngs(0))
         layers = named_layers(module)
-        for path, block_shape in tiles.items():
-            layer = layers[path]
-            assert isinstance(layer, Dense)
-            layer.store_in_tiles(block_shape)
+        for path, format in formats.items():
+            layer, _, name = path.rpartition(".")
+            layers[layer].store_as(name, format)
         return module
 
     return nnx.eval_shape(build)
 
 
 def abstract_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of a model of `spec`, by path; scales of quantized kernels not included."""
+    """The shape of every parameter of a model of `spec`, by path."""
     state = nnx.state(abstract_module(spec, {}))
     return {_path(key): variable.get_value().shape for key, variable in nnx.to_flat_state(state)}
 

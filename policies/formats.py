@@ -1,72 +1,226 @@
-"""The closed registry of types in which a parameter can be stored and computed."""
+"""Format: a storage format with its options, and how formats are spelled. What each one means is in kinds.py."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from bombus.policies.errors import PolicyError, Problem, closest
+from bombus.policies.kinds import (
+    FLOATS,
+    FORMATS,
+    PARTS,
+    ROUNDING,
+    SCALES,
+    WEIGHTS,
+    DType,
+    Kind,
+    Shape,
+)
+from bombus.policies.options import checked_options, parse_options, shown_option
 
-DType = np.dtype
+__all__ = [
+    "FORMATS",
+    "PARTS",
+    "WEIGHTS",
+    "DType",
+    "Format",
+    "Kind",
+    "Shape",
+    "find_format",
+    "find_type",
+    "is_low_precision",
+    "type_name",
+]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Format:
-    """A storage format: its short name, the array type, and whether codes need a scale per tile."""
+    """A storage format: a name of the registry and the options that were given, defaults not among them.
+
+    Written, in Python, JSON and on the command line, as its name or as "int4(group=64, zero_points)".
+    """
 
     name: str
-    dtype: DType
-    needs_scale: bool = False
-    tile: tuple[int, int] | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """What the registry says of the name."""
+        return FORMATS[self.name]
+
+    def option(self, name: str) -> Any:
+        """The value of an option: as given, else its default."""
+        default = self.kind.rules[0] if name == ROUNDING else self.kind.options[name]
+        return dict(self.options).get(name, default)
+
+    @property
+    def is_low(self) -> bool:
+        """Whether codes mean nothing without their parts, so that a bare cast would corrupt them."""
+        return self.name not in FLOATS
+
+    @property
+    def dtype(self) -> DType:
+        """The type of the array of values or codes."""
+        return FORMATS[self.option("element")].dtype if "element" in self.kind.options else self.kind.dtype
+
+    @property
+    def packed(self) -> bool:
+        """Whether a byte holds two codes."""
+        return self.kind.bits == 4
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """(outputs, inputs) that share a scale; 0 is as long as the weight."""
+        options = self.kind.options
+        if "tile" in options:
+            return self.option("tile")
+        if "group" in options:
+            return (1, self.option("group"))
+        return (self.kind.block, 1) if "axis" in options and self.option("axis") == "out" else (1, self.kind.block)
+
+    @property
+    def scale_type(self) -> DType:
+        """The type of `scale_inv`."""
+        return SCALES[self.option("scale") if "scale" in self.kind.options else self.kind.scale]
+
+    @property
+    def scale_rule(self) -> str:
+        """How the shared exponent of a block is found."""
+        return self.option(ROUNDING)
+
+    @cached_property
+    def canonical(self) -> Format:
+        """This format without what is default or only says how values were rounded: equal when the bits mean alike."""
+        kept = [(key, value) for key, value in self.options if value != self.kind.options.get(key, value)]
+        return Format(self.name, tuple(kept))
+
+    def accepts(self, found: Format) -> bool:
+        """Whether a weight stored as `found` is in this format, as far as options were given."""
+        given = [(key, value) for key, value in self.options if key != ROUNDING]
+        return self.name == found.name and all(found.option(key) == value for key, value in given)
+
+    def same_codes(self, other: Format) -> bool:
+        """Whether codes of this format are those of the other too, because only the type of the scales differs.
+
+        Scales that become powers of two change too much for that.
+        """
+        ours, theirs = ({**dict(form.canonical.options), "scale": None} for form in (self, other))
+        coarser = SCALES["e8m0"] == other.scale_type != self.scale_type if other.is_low else False
+        return self.is_low and self.name == other.name and ours == theirs and not coarser
+
+    def asked_of(self, found: Format) -> Format:
+        """What a weight that is stored as `found` becomes when this format is asked for.
+
+        What it is, if that fits; the same with other scales, if only their type was asked for; else this format.
+        """
+        if self.accepts(found):
+            return found
+        if self.name == found.name and [key for key, _ in self.options] == ["scale"]:
+            rescaled = found.with_scale(self.scale_type)
+            return rescaled if found.same_codes(rescaled) else self
+        return self
+
+    def with_scale(self, dtype: DType) -> Format:
+        """This format with scales of another type. Raises PolicyError where its scales have no choice of type."""
+        return Format(self.name, checked_options(self.name, {**dict(self.options), "scale": type_name(dtype)}))
+
+    def grid(self, shape: Shape) -> tuple[int, int]:
+        """The shape of `scale_inv` for a weight of this shape."""
+        rows, columns = (size if tile == 0 else tile for size, tile in zip(shape, self.tile, strict=True))
+        return (-(-shape[0] // max(rows, 1)), -(-shape[1] // max(columns, 1)))
+
+    def codes_shape(self, shape: Shape) -> Shape:
+        """The shape of the array of codes of a weight."""
+        return (*shape[:-1], -(-shape[-1] // 2)) if self.packed else shape
+
+    def parts(self, shape: Shape) -> dict[str, tuple[Shape, DType]]:
+        """name -> (shape, type) of the arrays that a weight of this shape has beside its codes."""
+        if not self.is_low:
+            return {}
+        parts: dict[str, tuple[Shape, DType]] = {"scale_inv": (self.grid(shape), self.scale_type)}
+        if self.kind.options.get("zero_points") is not None and self.option("zero_points"):
+            parts["zero_point"] = (self.grid(shape), np.dtype(np.uint8))
+        if self.name == "nvfp4":
+            parts["global_scale"] = ((1,), np.dtype(np.float32))
+        return parts
+
+    def nbytes(self, shape: Shape) -> int:
+        """Bytes that a parameter of this shape takes, its parts included."""
+        arrays = [(self.codes_shape(shape), self.dtype), *self.parts(shape).values()]
+        return sum(int(np.prod(size, dtype=np.int64)) * dtype.itemsize for size, dtype in arrays)
+
+    def bits_per_weight(self, shape: Shape = (4096, 4096)) -> float:
+        """Bits that one value of a weight of this shape takes, scales included."""
+        return 8 * self.nbytes(shape) / int(np.prod(shape, dtype=np.int64))
+
+    def __str__(self) -> str:
+        if not self.options:
+            return self.name
+        return f"{self.name}({', '.join(shown_option(key, value) for key, value in self.options)})"
+
+    __repr__ = __str__
 
 
-FORMATS = {
-    entry.name: entry
-    for entry in (
-        Format(name="f32", dtype=np.dtype(jnp.float32)),
-        Format(name="bf16", dtype=np.dtype(jnp.bfloat16)),
-        Format(name="f16", dtype=np.dtype(jnp.float16)),
-        # DeepSeek's and Qwen's block format: one scale for 128 outputs times 128 inputs.
-        Format(name="f8_e4m3fn", dtype=np.dtype(jnp.float8_e4m3fn), needs_scale=True, tile=(128, 128)),
-    )
+_BY_DTYPE = {
+    kind.dtype: name for name, kind in FORMATS.items() if name in ("f32", "bf16", "f16", "f8_e4m3fn", "f8_e5m2", "int8")
 }
-_BY_DTYPE = {entry.dtype: entry for entry in FORMATS.values()}
-_BY_NAME = {entry.dtype.name: entry.dtype for entry in FORMATS.values()}
+_BY_NAME = {dtype.name: name for dtype, name in _BY_DTYPE.items()}
+_SPELLING = re.compile(r"\s*([\w.]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
 def find_format(value: Any) -> Format:
-    """The format named by a short name ("bf16"), a NumPy or JAX type, or such a type's name.
+    """The Format that is spelled "bf16" or "int4(group=64)", or is a NumPy or JAX type or such a type's name.
 
     Raises PolicyError, with the nearest known names, for anything else.
     """
     if isinstance(value, Format):
         return value
     if isinstance(value, str):
+        match = _SPELLING.fullmatch(value)
         # Not through np.dtype, to which "f4" is float32.
-        dtype = FORMATS[value].dtype if value in FORMATS else _BY_NAME.get(value)
+        name = _BY_NAME.get(match[1], match[1]) if match else None
+        if match and name is not None and name in FORMATS:
+            return Format(name, checked_options(name, parse_options(name, match[2] or "")))
     else:
         try:
-            dtype = np.dtype(value)
-        except TypeError:
-            dtype = None
-    if dtype is None or dtype not in _BY_DTYPE:
-        name = value if isinstance(value, str) else getattr(value, "__name__", None) or str(value)
+            name = _BY_DTYPE.get(np.dtype(value))
+        except (TypeError, ValueError):  # NumPy's, for what is no type at all
+            name = None
+        if name is not None:
+            return Format(name)
+    shown = value if isinstance(value, str) else getattr(value, "__name__", None) or str(value)
+    raise PolicyError(
+        Problem(subject=f"type {shown!r}", message="is not a storage format", remedy=closest(shown, FORMATS))
+    )
+
+
+def find_type(value: Any) -> DType:
+    """The type that arithmetic is done in: f32, bf16 or f16. Raises PolicyError for anything else."""
+    found = find_format(value)
+    if found.is_low:
         raise PolicyError(
-            Problem(subject=f"type {name!r}", message="is not a storage format", remedy=closest(name, FORMATS))
+            Problem(
+                subject=f"type {found}", message="is a storage format; nothing is computed in it", expected=_COMPUTABLE
+            )
         )
-    return _BY_DTYPE[dtype]
+    return found.dtype
+
+
+_COMPUTABLE = "f32, bf16 or f16"
 
 
 def type_name(dtype: Any) -> str:
     """The short name of a type ("bf16"), or NumPy's own name for one outside the registry."""
-    known = _BY_DTYPE.get(np.dtype(dtype))
-    return known.name if known else np.dtype(dtype).name
+    dtype = np.dtype(dtype)
+    return _BY_DTYPE.get(dtype) or next((name for name, known in SCALES.items() if known == dtype), dtype.name)
 
 
 def is_low_precision(dtype: Any) -> bool:
     """Whether values of this type mean nothing without a scale, so that a bare cast would corrupt them."""
-    known = _BY_DTYPE.get(np.dtype(dtype))
-    return known is not None and known.needs_scale
+    name = _BY_DTYPE.get(np.dtype(dtype))
+    return name is not None and Format(name).is_low

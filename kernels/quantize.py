@@ -1,0 +1,246 @@
+"""Quantization: float values to the codes and scales of a storage format, rounded to nearest, ties to even.
+
+Tiles: (G, P, H, Q), the weight cut into G x H tiles of P outputs and Q inputs, filled up with zeros at the edges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bombus.kernels.weight import Weight, dequantize, pack
+from bombus.policies.formats import Format
+
+# Tiles -> (their codes, the parts of the weight by name; grids as (G, H)).
+Encoded: TypeAlias = tuple[jax.Array, dict[str, jax.Array]]
+
+E4M3FN_MAX = 448.0
+_E2M1_MAX = 6.0
+# The exponent of the largest element, and how many bits its mantissa has (OCP MX v1.0, section 5.3).
+_MX_ELEMENTS = {"f8_e4m3fn": (8, 3, E4M3FN_MAX), "f8_e5m2": (15, 2, 57344.0), "e2m1": (2, 1, _E2M1_MAX)}
+_MIN_E4M3FN = 2.0**-9
+_VALUES_AT_A_TIME = 2**24  # values, 64 MB in float32
+
+
+@partial(jax.jit, static_argnames="format")
+def quantize(values: jax.Array, format: Format, global_scale: jax.Array | None = None) -> Weight:
+    """The weight (O, I) in `format`; a plain format is a cast.
+
+    global_scale: that of a larger nvfp4 weight of which these are some rows.
+    Values that are not finite give scales that are not: check them where it matters.
+    """
+    shape = (values.shape[0], values.shape[1])
+    if not format.is_low:
+        return Weight(codes=values.astype(format.dtype), format=format.canonical, shape=shape)
+    tiles = _tiled(values.astype(jnp.float32), format)
+    codes, parts = _nvfp4(tiles, global_scale) if format.name == "nvfp4" else _ENCODERS[format.name](tiles, format)
+    codes = codes.reshape(codes.shape[0] * codes.shape[1], -1)[: shape[0], : shape[1]]
+    return Weight(codes=pack(codes) if format.packed else codes, **parts, format=format.canonical, shape=shape)
+
+
+def requantize(weight: Weight, format: Format) -> Weight:
+    """A stored weight in another format, by way of float32. Where only the type of its scales differs they are cast.
+
+    A large weight goes some rows at a time, so that its float32 values are never all there.
+    """
+    if weight.scale_inv is not None and weight.format.same_codes(format):
+        scale_inv = weight.scale_inv.astype(format.scale_type)
+        return replace(weight, scale_inv=scale_inv, format=format.canonical)
+    outputs, inputs = weight.shape
+    tiles = (weight.format.tile[0], format.tile[0]) if weight.format.is_low else (format.tile[0],)
+    step = max(1, _VALUES_AT_A_TIME // max(inputs, 1)) // math.lcm(*tiles) * math.lcm(*tiles) if all(tiles) else 0
+    if not 0 < step < outputs:
+        return _requantize(weight, format)
+    pieces = [weight.rows(first, min(first + step, outputs)) for first in range(0, outputs, step)]
+    shared = None
+    if format.name == "nvfp4":
+        shared = _global_scale(jnp.stack([_largest_of(piece) for piece in pieces]).max())
+    return _joined([jax.block_until_ready(_requantize(piece, format, shared)) for piece in pieces], weight.shape)
+
+
+@partial(jax.jit, static_argnames="format")
+def _requantize(weight: Weight, format: Format, global_scale: jax.Array | None = None) -> Weight:
+    return quantize(dequantize(weight, jnp.dtype(jnp.float32)), format, global_scale)
+
+
+@jax.jit
+def _largest_of(weight: Weight) -> jax.Array:
+    return jnp.abs(dequantize(weight, jnp.dtype(jnp.float32))).max()
+
+
+def _joined(pieces: list[Weight], shape: tuple[int, int]) -> Weight:
+    """Rows that were quantized apart, as one weight."""
+    names = ("codes", "scale_inv", *(["zero_point"] if pieces[0].zero_point is not None else []))
+    arrays: dict[str, Any] = {name: jnp.concatenate([getattr(piece, name) for piece in pieces]) for name in names}
+    return replace(pieces[0], **arrays, shape=shape)
+
+
+def _tiled(values: jax.Array, format: Format) -> jax.Array:
+    grid = format.grid(values.shape)
+    tile = [size or whole for size, whole in zip(format.tile, values.shape, strict=True)]
+    padding = [(0, count * size - whole) for count, size, whole in zip(grid, tile, values.shape, strict=True)]
+    return jnp.pad(values, padding).reshape(grid[0], tile[0], grid[1], tile[1])
+
+
+def _over(grid: jax.Array) -> jax.Array:
+    """A grid (G, H), to be broadcast over its tiles."""
+    return grid[:, None, :, None]
+
+
+def _largest(tiles: jax.Array) -> jax.Array:
+    return jnp.abs(tiles).max(axis=(1, 3))
+
+
+def _positive(scale: jax.Array, dtype: np.dtype) -> jax.Array:
+    """Scales as they are stored; where that is zero one, of which nothing but zeros is a multiple."""
+    if dtype == jnp.float8_e8m0fnu:
+        return _power_of_two_above(scale)
+    stored = scale.astype(dtype)
+    return jnp.where(stored == 0, jnp.ones((), dtype), stored)
+
+
+def _float8(tiles: jax.Array, format: Format) -> Encoded:
+    top = float(jnp.finfo(format.dtype).max)
+    scale = _positive(_largest(tiles) / top, format.scale_type)
+    # The quotient of the largest value may round above the top, where e4m3fn has no infinity but NaN.
+    scaled = tiles / _over(scale.astype(jnp.float32))
+    return jnp.clip(scaled, -top, top).astype(format.dtype), {"scale_inv": scale}
+
+
+def _integer(tiles: jax.Array, format: Format) -> Encoded:
+    if "zero_points" in format.kind.options and format.option("zero_points"):
+        return _affine(tiles, format)
+    top = 2 ** (format.kind.bits - 1) - 1
+    scale = _positive(_largest(tiles) / top, format.scale_type)
+    codes = jnp.clip(jnp.round(tiles / _over(scale.astype(jnp.float32))), -top, top)
+    return (codes + 8).astype(jnp.uint8) if format.packed else codes.astype(jnp.int8), {"scale_inv": scale}
+
+
+def _affine(tiles: jax.Array, format: Format) -> Encoded:
+    # Zero is always in the range, so that it is stored exactly.
+    low = jnp.minimum(tiles.min(axis=(1, 3)), 0)
+    high = jnp.maximum(tiles.max(axis=(1, 3)), 0)
+    scale = _positive((high - low) / 15, format.scale_type)
+    scale32 = scale.astype(jnp.float32)
+    zero = jnp.clip(jnp.round(-low / scale32), 0, 15)
+    codes = jnp.clip(jnp.round(tiles / _over(scale32)) + _over(zero), 0, 15)
+    return codes.astype(jnp.uint8), {"scale_inv": scale, "zero_point": zero.astype(jnp.uint8)}
+
+
+def _bfp(tiles: jax.Array, format: Format) -> Encoded:
+    exponent = _exponent(_largest(tiles))
+    codes = _bfp_magnitudes(tiles, exponent, format)
+    if format.scale_rule == "search":
+        lower = jnp.maximum(exponent, 1) - 1
+        other = _bfp_magnitudes(tiles, lower, format)
+        error, other_error = (_bfp_error(tiles, *pair, format) for pair in ((codes, exponent), (other, lower)))
+        better = (other_error < error) & (exponent > 8)
+        codes = jnp.where(_over(better), other, codes)
+        exponent = jnp.where(better, lower, exponent)
+    codes = (codes + 8).astype(jnp.uint8) if format.packed else codes.astype(jnp.int8)
+    return codes, {"scale_inv": lax.bitcast_convert_type(exponent.astype(jnp.uint8), jnp.float8_e8m0fnu)}
+
+
+def _bfp_magnitudes(tiles: jax.Array, exponent: jax.Array, format: Format) -> jax.Array:
+    """Signed magnitudes on the grid of the block's exponent: shifted right, to nearest even, saturated.
+
+    In integers, as tt-metal does it, so that nothing depends on how XLA treats subnormal numbers.
+    """
+    bits = lax.bitcast_convert_type(tiles, jnp.uint32)
+    own = (bits >> 23) & 0xFF
+    mantissa = jnp.where(own == 0, jnp.uint32(0), (bits & 0x7FFFFF) | 0x800000)
+    kept = format.kind.bits - 1
+    distance = _over(exponent.astype(jnp.int32)) - own.astype(jnp.int32)
+    # One bit more than a mantissa has is zero already; a distance below zero is a value that saturates.
+    shift = jnp.clip(24 - kept + distance, 0, 25).astype(jnp.uint32)
+    odd = (mantissa >> shift) & 1
+    half = (jnp.uint32(1) << shift) >> 1
+    rounded = (mantissa + half - jnp.where(half > 0, 1 - odd, 0)) >> shift
+    top = 2**kept - 1
+    magnitude = jnp.minimum(rounded, top).astype(jnp.int32)
+    return jnp.where(tiles < 0, -magnitude, magnitude)
+
+
+def _bfp_error(tiles: jax.Array, codes: jax.Array, exponent: jax.Array, format: Format) -> jax.Array:
+    step = lax.bitcast_convert_type(
+        jnp.maximum(exponent, 7).astype(jnp.uint32) - (format.kind.bits - 2) << 23, jnp.float32
+    )
+    return ((tiles - codes.astype(jnp.float32) * _over(step)) ** 2).sum(axis=(1, 3))
+
+
+def _mx(tiles: jax.Array, format: Format) -> Encoded:
+    element = format.option("element") if "element" in format.kind.options else "e2m1"
+    top_exponent, mantissa_bits, top = _MX_ELEMENTS[element]
+    largest = _largest(tiles)
+    if format.scale_rule == "ceil":
+        scale = _power_of_two_above(largest / top)
+    else:
+        if format.scale_rule == "even":
+            # Rounded to the element's mantissa first, so that what would saturate gets the next power of two.
+            rounded = lax.bitcast_convert_type(largest, jnp.uint32) + (1 << (22 - mantissa_bits))
+            largest = lax.bitcast_convert_type(rounded, jnp.float32)
+        biased = jnp.clip(_exponent(largest).astype(jnp.int32) - top_exponent, 1, 254)
+        scale = lax.bitcast_convert_type(biased.astype(jnp.uint8), jnp.float8_e8m0fnu)
+    biased = lax.bitcast_convert_type(scale, jnp.uint8).astype(jnp.uint32)
+    # Divided by the power of two: multiplied with its reciprocal, which is one too.
+    scaled = tiles * _over(lax.bitcast_convert_type((254 - biased) << 23, jnp.float32))
+    if element == "e2m1":
+        return _encode_e2m1(scaled), {"scale_inv": scale}
+    return jnp.clip(scaled, -top, top).astype(format.dtype), {"scale_inv": scale}
+
+
+def _nvfp4(tiles: jax.Array, global_scale: jax.Array | None) -> Encoded:
+    largest = _largest(tiles)
+    if global_scale is None:
+        global_scale = _global_scale(largest.max())
+    scaled = jnp.clip(largest / _E2M1_MAX * global_scale, _MIN_E4M3FN, E4M3FN_MAX)
+    scale = scaled.astype(jnp.float8_e4m3fn)
+    codes = _encode_e2m1(tiles * (global_scale / _over(scale.astype(jnp.float32))))
+    return codes, {"scale_inv": scale, "global_scale": global_scale[None]}
+
+
+def _global_scale(largest: jax.Array) -> jax.Array:
+    """What the scales of an nvfp4 weight are divided by, so that the largest is the largest e4m3fn number."""
+    return jnp.where(largest > 0, E4M3FN_MAX * _E2M1_MAX / largest, 1.0)
+
+
+def _encode_e2m1(values: jax.Array) -> jax.Array:
+    """The codes 0..15 of the nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives, saturated."""
+    magnitude = jnp.abs(values)
+    # A tie goes to the even code: up at the bounds with an odd code below, down at the others.
+    up = sum((magnitude >= bound).astype(jnp.uint8) for bound in (0.75, 1.75, 3.5))
+    down = sum((magnitude > bound).astype(jnp.uint8) for bound in (0.25, 1.25, 2.5, 5.0))
+    # No negative zero: one value has one code.
+    return jnp.where((values < 0) & (up + down > 0), up + down + 8, up + down)
+
+
+def _exponent(magnitude: jax.Array) -> jax.Array:
+    """The biased exponent of float32 magnitudes, 0 for zero."""
+    return lax.bitcast_convert_type(magnitude, jnp.uint32) >> 23
+
+
+def _power_of_two_above(value: jax.Array) -> jax.Array:
+    """The least power of two (e8m0) that is not below a positive value; 2^-126 for zero."""
+    bits = lax.bitcast_convert_type(value, jnp.uint32)
+    biased = (bits >> 23) + ((bits & 0x7FFFFF) > 0).astype(jnp.uint32)
+    return lax.bitcast_convert_type(jnp.clip(biased, 1, 254).astype(jnp.uint8), jnp.float8_e8m0fnu)
+
+
+_ENCODERS: dict[str, Callable[[jax.Array, Format], Encoded]] = {
+    "f8_e4m3fn": _float8,
+    "f8_e5m2": _float8,
+    "int8": _integer,
+    "int4": _integer,
+    "bfp8": _bfp,
+    "bfp4": _bfp,
+    "mxfp8": _mx,
+    "mxfp4": _mx,
+}
