@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import html
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from difflib import get_close_matches
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
-from bombus.policies.errors import PolicyError, Problem, closest
-from bombus.policies.formats import find_format
-from bombus.policies.policy import DEFAULT, Field, Policy
+from bombus.policies.errors import PolicyError, Problem
+from bombus.policies.files import PRESETS, VERSION, preset_rules, read_text, rules_from_json
+from bombus.policies.formats import WEIGHTS, Format
+from bombus.policies.patterns import is_exact, matches, matching, unmatched
+from bombus.policies.policy import DEFAULT, Policy, resolve_format
+from bombus.policies.spelling import as_policies, as_policy, plain
 
 PolicyLike: TypeAlias = "str | Policy | MixedPrecision | Mapping[str, Any] | PathLike[str] | Any"
-_FIELDS = get_args(Field)
+OnConflict: TypeAlias = Literal["keep", "replace", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,78 +40,140 @@ class Decision:
 class MixedPrecision:
     """A policy for every parameter.
 
-    `rules` maps a pattern to a policy: an exact name, a glob in which `*` also crosses dots, or `re:` and a
-    regular expression that must match in full, each against our parameter path or the checkpoint's tensor
-    name. An exact name beats a pattern, a later pattern beats an earlier one, `default` comes last.
+    `rules` maps a pattern to a policy. A pattern is an exact name, a glob in which `*` also crosses dots and braces
+    hold alternatives and ranges of numbers ("decoder.blocks.{0,4..7}.*"), or `re:` and a regular expression that
+    must match in full, each against our parameter path or the checkpoint's tensor name; or it is a group of
+    parameters: attention, feed_forward, experts, embedding, head or norm. An exact name beats a pattern, a later one
+    beats an earlier one, `default` comes last.
     """
 
     rules: Mapping[str, Policy]
     default: Policy | None = None
 
     def __post_init__(self) -> None:
-        for pattern in self.rules:
-            _check_pattern(pattern)
-        rules = {pattern: as_policy(value, where=pattern) for pattern, value in self.rules.items()}
-        if DEFAULT in rules:
-            if self.default is not None:
-                raise PolicyError(Problem(subject="MixedPrecision", message='has both a "default" rule and `default=`'))
-            object.__setattr__(self, "default", rules.pop(DEFAULT))
-        elif self.default is not None:
-            object.__setattr__(self, "default", as_policy(self.default, where=DEFAULT))
-        object.__setattr__(self, "rules", rules)
+        rules = dict(self.rules)
+        if DEFAULT in rules and self.default is not None:
+            raise PolicyError(Problem(subject="MixedPrecision", message='has both a "default" rule and `default=`'))
+        if self.default is not None:
+            rules[DEFAULT] = self.default
+        policies = as_policies(rules)
+        object.__setattr__(self, "default", policies.pop(DEFAULT, None))
+        object.__setattr__(self, "rules", policies)
+
+    @classmethod
+    def from_json(cls, source: str | Mapping[str, Any], *, where: str | None = None) -> MixedPrecision:
+        """The rules in a JSON text or the object it holds: what `to_json` gives, or a plain map of rules.
+
+        Raises PolicyError, naming `where`, for anything else.
+        """
+        try:
+            return cls(rules_from_json(source, where=where))
+        except PolicyError as error:
+            raise PolicyError(error.problems, where=error.where or where) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` makes the same rules of, with the version of its form."""
+        return {"bombus_policy": VERSION, "rules": {pattern: plain(policy) for pattern, policy in self._all.items()}}
 
     def decide(self, path: str, tensor: str | None = None) -> Decision:
         """The decision for the parameter at `path`, whose checkpoint tensor is called `tensor`."""
-        winner = None
-        for pattern in self.rules:
-            if matches(pattern, path, tensor):
-                winner = pattern
-                if _is_exact(pattern):
-                    break
-        if winner is not None:
+        exact = [name for name in (path, tensor) if name is not None and name in self._exact]
+        if exact:
+            winner = max(exact, key=self._exact.__getitem__)
             return Decision(policy=self.rules[winner], rule=winner)
+        for pattern in reversed(self._patterns):
+            if matches(pattern, path, tensor):
+                return Decision(policy=self.rules[pattern], rule=pattern)
         return Decision(policy=self.default, rule=DEFAULT if self.default is not None else None)
 
     def resolve(self, parameters: Mapping[str, str | None]) -> dict[str, Decision]:
         """A decision for every parameter, from a map of our paths to the checkpoint's names.
 
-        Raises PolicyError when a rule matches no parameter.
+        Raises PolicyError when there are `problems`.
         """
-        problems = self.unmatched(parameters)
+        problems = self.problems(parameters)
         if problems:
             raise PolicyError(problems, where="policy")
         return {path: self.decide(path, tensor) for path, tensor in parameters.items()}
 
-    def unmatched(self, parameters: Mapping[str, str | None]) -> list[Problem]:
-        """One problem, with the closest names, for every rule that matches none of the parameters."""
-        names = [name for pair in parameters.items() for name in pair if name is not None]
-        return [
+    def problems(self, parameters: Mapping[str, str | None]) -> list[Problem]:
+        """Every rule that matches no parameter, and every one with a low-precision format that reaches no weight."""
+        return [*unmatched(self.rules, parameters), *self._out_of_reach(parameters)]
+
+    def merge(self, other: PolicyLike, *, on_conflict: OnConflict = "keep") -> MixedPrecision:
+        """The rules of both.
+
+        Where they differ, this one's count with "keep" and the other's with "replace": for a pattern or a default
+        that both have, and for a parameter that patterns of both match. An exact name beats a pattern, and any rule a
+        default, whichever of the two it is from.
+        Raises PolicyError with "error" for a pattern or a default to which they give different policies.
+        """
+        check_on_conflict(on_conflict)
+        theirs = as_precision(other)
+        problems = [
             Problem(
                 subject=f"policy rule {pattern!r}",
-                message="matches no parameter",
-                remedy=closest(pattern, names),
+                message=f"is {mine} in one and {policy} in the other",
+                remedy='give on_conflict="keep" for the first, "replace" for the second',
             )
-            for pattern in self.rules
-            if not any(_matches(pattern, name) for name in names)
+            for pattern, mine in self._all.items()
+            if (policy := theirs._all.get(pattern, mine)) != mine
         ]
+        if problems and on_conflict == "error":
+            raise PolicyError(problems, where="merge")
+        first, then = (self, theirs) if on_conflict == "replace" else (theirs, self)
+        kept = {pattern: policy for pattern, policy in first._all.items() if pattern not in then._all}
+        return MixedPrecision({**kept, **then._all})
 
     def explain(self, path: str, tensor: str | None = None) -> str:
         """One sentence: which rule decided for the parameter at `path`, and why that one."""
         decision = self.decide(path, tensor)
-        if decision.rule is None:
+        if decision.policy is None:
             return f"{path}: no rule matches and there is no default, so it is left as the checkpoint has it"
+        low, name = resolve_format(decision.policy), _name(path)
+        inert = low and low.is_low and name not in WEIGHTS and not decision.policy.names("params", name)
+        note = f"; {low} is only for weights" if inert else ""
         if decision.rule == DEFAULT:
-            return f"{path}: {decision.policy} from the default, because no rule matches"
-        if _is_exact(decision.rule):
-            reason = "an exact name beats every pattern"
-        else:
-            beaten = [other for other in self.rules if other != decision.rule and matches(other, path, tensor)]
-            reason = f"it comes later than {', '.join(map(repr, beaten))}" if beaten else "no other rule matches"
-        return f"{path}: {decision.policy} from {decision.rule!r}, because {reason}"
+            return f"{path}: {decision.policy} from the default, because no rule matches{note}"
+        exact = decision.rule in self._exact
+        others = [other for other in self.rules if other != decision.rule and matches(other, path, tensor)]
+        beaten = [other for other in others if other in self._exact] if exact else others
+        alone = "an exact name beats every pattern" if exact else "no other rule matches"
+        reason = f"it comes later than {', '.join(map(repr, beaten))}" if beaten else alone
+        return f"{path}: {decision.policy} from {decision.rule!r}, because {reason}{note}"
+
+    @cached_property
+    def _all(self) -> Mapping[str, Policy]:
+        return self.rules if self.default is None else {**self.rules, DEFAULT: self.default}
+
+    @cached_property
+    def _exact(self) -> Mapping[str, int]:
+        """Exact name -> its place among the rules."""
+        return {pattern: place for place, pattern in enumerate(self.rules) if is_exact(pattern)}
+
+    @cached_property
+    def _patterns(self) -> list[str]:
+        return [pattern for pattern in self.rules if pattern not in self._exact]
+
+    def _out_of_reach(self, parameters: Mapping[str, str | None]) -> Iterator[Problem]:
+        for rule, policy in self._all.items():
+            if not isinstance(policy.params, Format) or not policy.params.is_low:
+                continue
+            if rule == DEFAULT:
+                found = [path for path, tensor in parameters.items() if self.decide(path, tensor).rule == DEFAULT]
+            else:
+                found = matching(rule, parameters)
+            if found and not any(_name(path) in WEIGHTS for path in found):
+                yield Problem(
+                    subject=f"policy rule {rule!r}",
+                    message=f"stores nothing as {policy.params}, which is for weights",
+                    expected=f"a parameter that ends in {' or '.join(WEIGHTS)}",
+                    found=listed(found),
+                    remedy="give it f32, bf16 or f16, or a pattern that matches weights",
+                )
 
     def _rows(self) -> list[tuple[str, str]]:
-        rows = [(pattern, repr(policy)) for pattern, policy in self.rules.items()]
-        return [*rows, (DEFAULT, repr(self.default))]
+        return [(pattern, repr(policy)) for pattern, policy in (*self.rules.items(), (DEFAULT, self.default))]
 
     def __repr__(self) -> str:
         rows = self._rows()
@@ -124,86 +188,48 @@ class MixedPrecision:
         return f"<table><tr><th>rule</th><th>policy</th></tr>{cells}</table>"
 
 
-def as_policy(value: Any, *, where: str = "policy") -> Policy:
-    """A Policy from a Policy, a type, or a dict with `params`, `compute` and `output`.
-
-    A plain type t is stored as t and, when arithmetic exists for t, computed in t.
-    """
-    if isinstance(value, Policy):
-        return value
-    if isinstance(value, Mapping):
-        unknown = [key for key in value if key not in _FIELDS]
-        if unknown:
-            raise PolicyError(
-                Problem(
-                    subject=f"policy for {where!r}",
-                    message=f"has no field {unknown[0]!r}",
-                    remedy=closest(str(unknown[0]), _FIELDS),
-                )
-            )
-        return Policy(**value)
-    if value is None:
-        return Policy()
-    found = find_format(value)
-    return Policy(params=found.dtype, compute=None if found.needs_scale else found.dtype)
-
-
 def as_precision(value: PolicyLike) -> MixedPrecision:
-    """A MixedPrecision from anything that says one: a type name, a dict of rules, a JSON file, a Policy, None."""
+    """A MixedPrecision from anything that says one.
+
+    That is a format ("int8(group=64)"), the name of a preset, a dict of rules or the object of a policy file, the
+    path of a JSON file, a Policy, a MixedPrecision, or None for no rule at all.
+    """
     if isinstance(value, MixedPrecision):
         return value
     if value is None:
         return MixedPrecision({})
     if isinstance(value, PathLike) or (isinstance(value, str) and value.endswith(".json")):
-        return MixedPrecision(rules_from_json(_read_text(Path(value)), where=str(value)))
+        return MixedPrecision.from_json(read_text(Path(value), where=str(value)), where=str(value))
     if isinstance(value, Mapping):
-        return MixedPrecision(value)
+        return MixedPrecision.from_json(value)
+    # A name that is nearly a preset's gets the error of presets, not the one of formats.
+    if isinstance(value, str) and get_close_matches(value, PRESETS):
+        return load_preset(value)[0]
     return MixedPrecision({}, as_policy(value))
 
 
-def rules_from_json(text: str, *, where: str) -> Mapping[str, Any]:
-    """The rules in a JSON object, pattern: policy. Raises PolicyError, naming `where`, for anything else."""
-    try:
-        rules = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        problem = Problem(subject="policy", message=f"is not valid JSON: {error}", remedy="give an object of rules")
-        raise PolicyError(problem, where=where) from error
-    if not isinstance(rules, dict):
-        problem = Problem(subject="policy", message="is not a map", expected="a JSON object of pattern: policy")
-        raise PolicyError(problem, where=where)
-    return rules
+def load_preset(name: str, *, models: Iterable[str] = ()) -> tuple[MixedPrecision, str]:
+    """A preset that ships with the package, and a text that says where its rules are from.
+
+    `models` are names for the model, the best first ("Llama-3.1-8B-Instruct", "llama"), in any case of letters:
+    the first that the preset has an override for decides. Raises PolicyError for an unknown preset.
+    """
+    rules, where = preset_rules(name, models)
+    return MixedPrecision.from_json(rules, where=where), where
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = Problem(subject="policy file", message=f"cannot be read: {error}", remedy="check the path")
-        raise PolicyError(problem, where=str(path)) from error
+def check_on_conflict(value: str) -> None:
+    """Raises PolicyError for what is no way to solve a conflict."""
+    choices = get_args(OnConflict)
+    if value not in choices:
+        raise PolicyError(Problem(subject="on_conflict", message=f"cannot be {value!r}", expected=", ".join(choices)))
 
 
-def _check_pattern(pattern: Any) -> None:
-    if not isinstance(pattern, str):
-        raise PolicyError(Problem(subject=f"policy rule {pattern!r}", message="must be a text"))
-    if pattern.startswith("re:"):
-        try:
-            re.compile(pattern[3:])
-        except re.error as error:
-            raise PolicyError(
-                Problem(subject=f"policy rule {pattern!r}", message=f"is not a regular expression: {error}")
-            ) from error
+def listed(names: Sequence[str], *, limit: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
-def _is_exact(pattern: str) -> bool:
-    return not pattern.startswith("re:") and not any(character in pattern for character in "*?[")
-
-
-def matches(pattern: str, path: str, tensor: str | None = None) -> bool:
-    """Whether a rule's pattern names this parameter, by our path or by its tensor's name."""
-    return any(_matches(pattern, name) for name in (path, tensor) if name is not None)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    if pattern.startswith("re:"):
-        return re.fullmatch(pattern[3:], name) is not None
-    return pattern == name if _is_exact(pattern) else fnmatchcase(name, pattern)
+def _name(path: str) -> str:
+    return path.rpartition(".")[2]
