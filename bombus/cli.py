@@ -18,7 +18,7 @@ from bombus.loader.hub import open_repository
 from bombus.loader.report import readable_bytes
 from bombus.policies.errors import BombusError
 from bombus.policies.formats import type_name
-from bombus.policies.mixed_precision import rules_from_json
+from bombus.policy_cli import add_policy_commands, read_policy
 from bombus.testing import PRESETS, tiny_checkpoint
 
 
@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--stream", action="store_true", help="print the text while it is made")
     generate.add_argument("--json", action="store_true", help="print JSON")
 
+    policy = commands.add_parser("policy", help="templates of policies, and what a policy decides and why")
+    add_policy_commands(policy, _command, _add_repository)
+
     tiny = _command(commands, "tiny", _tiny, "write a tiny checkpoint of random weights")
     tiny.add_argument("folder")
     tiny.add_argument("--architecture", default="qwen3", help="qwen3 (default), llama, or a class of transformers")
@@ -96,8 +99,10 @@ def _add_repository(command: argparse.ArgumentParser) -> None:
 
 
 def _add_precision(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--policy", help="a type (bf16), a JSON file of rules, or JSON itself")
-    command.add_argument("--preserve-source-types", action="store_true", help="keep FP8 weights FP8")
+    command.add_argument("--policy", help="a format (bf16, int8), a preset, a JSON file of rules, JSON itself, or auto")
+    command.add_argument(
+        "--preserve-source-types", action="store_true", help="keep the formats of the file, FP8 included"
+    )
     command.add_argument("--architecture", help="a class of transformers, or causal_lm, base, ...")
     command.add_argument("--no-strict", action="store_true", help="ignore unexpected, initialise missing tensors")
 
@@ -112,11 +117,8 @@ def _repository(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _precision(options: argparse.Namespace) -> dict[str, Any]:
-    policy = options.policy
-    if policy is not None and policy.lstrip().startswith("{"):
-        policy = rules_from_json(policy, where="--policy")
     return {
-        "policy": policy,
+        "policy": read_policy(options.policy),
         "preserve_source_types": options.preserve_source_types,
         "architecture": options.architecture,
         "strict": not options.no_strict,
@@ -140,12 +142,20 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     report = bombus.load_plan(options.repo, **_repository(options), **_precision(options))
-    print(json.dumps(report.to_json(), indent=2) if options.json else report)
+    if options.json:
+        print(json.dumps(report.to_json(), indent=2))
+        return
+    print(report)
+    share = report.nbytes / max(report.file_nbytes, 1)
+    before, after = readable_bytes(report.file_nbytes), readable_bytes(report.nbytes)
+    print(f"bytes: {before} before, in the checkpoint; {after} after, in memory ({share:.0%})")
 
 
 def _generate(options: argparse.Namespace) -> None:
     tokenizer = bombus.load_tokenizer(options.repo, **_repository(options))
     loaded = bombus.load_model(options.repo, **_repository(options), **_precision(options))
+    if loaded.report.plan.policy:
+        print(f"policy: {loaded.report.plan.policy}", file=sys.stderr)
     prompt = options.prompt
     if options.chat:
         prompt = tokenizer.apply_chat_template([{"role": "user", "content": prompt}])

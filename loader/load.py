@@ -6,17 +6,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 from bombus.loader.checkpoint import read_headers
 from bombus.loader.generation_config import GenerationConfig, read_generation_config
-from bombus.loader.hub import Repository, open_repository, read_json
+from bombus.loader.hub import HubOptions, Repository, open_repository, read_json
 from bombus.loader.plan import LoadPlan, make_plan
-from bombus.loader.quantization import read_block_shape
+from bombus.loader.policy import find_policy, template
+from bombus.loader.quantization import read_scheme
 from bombus.loader.read import read_parameters
 from bombus.loader.report import LoadReport
 from bombus.models import DecoderSpec, Model, Params, find_architecture
-from bombus.policies import as_precision
+from bombus.policies import MixedPrecision
+from bombus.policies.formats import find_format
 from bombus.policies.mixed_precision import PolicyLike
 
 
@@ -113,9 +115,11 @@ def load_model(
     repo: an id on the hub or a local folder; revision, subfolder, token, cache_dir and local_files_only are
         huggingface_hub's.
     spec, architecture: see load_spec; both override config.json.
-    policy: what each parameter is stored as and computed in; anything as_precision takes. Without one a parameter
-        keeps the file's 16- or 32-bit type and is computed in it, and FP8 weights are dequantized to it.
-    preserve_source_types: keep every type the file has, FP8 codes and scales bit for bit; a policy beside it
+    policy: what each parameter is stored as and computed in; anything as_precision takes, or "auto" (see
+        find_policy). A format that the checkpoint is not in is quantized to, tensor by tensor. Without a policy a
+        parameter keeps the file's 16- or 32-bit type and is computed in it, and low-precision weights are
+        dequantized to it.
+    preserve_source_types: keep every format the file has, codes and scales bit for bit; a policy beside it
         decides only the parameters that it names.
     strict: False leaves out unexpected tensors and unknown configuration fields, and initialises missing
         parameters (from seed 0, listed in the report).
@@ -146,6 +150,22 @@ def load_model(
     )
 
 
+def policy_template(
+    repo: str | PathLike[str],
+    *,
+    default_format: Any = None,
+    architecture: str | None = None,
+    strict: bool = True,
+    **hub: Unpack[HubOptions],
+) -> MixedPrecision:
+    """A rule for every parameter of a checkpoint with the format it has there, from the headers alone.
+
+    Weights get `default_format` where it is given. `to_json` of the result is a policy file to edit.
+    """
+    plan = load_plan(repo, architecture=architecture, strict=strict, preserve_source_types=True, **hub).plan
+    return template(plan.model.formats, find_format(plan.model.main_type), default_format)
+
+
 def _config(repository: Repository) -> dict[str, Any]:
     return read_json(repository.require("config.json", "give the folder or id of a Hugging Face checkpoint"))
 
@@ -166,14 +186,15 @@ def _plan(
 ) -> LoadPlan:
     if spec is not None and architecture is not None:
         raise TypeError("give spec or architecture, not both: a spec names its architecture")
-    precision = as_precision(policy)
     config = _config(repository)
+    precision, found = find_policy(policy, repository, config)
     return make_plan(
         _spec(config, architecture, strict) if spec is None else spec,
         read_headers(repository, progress=progress),
         precision,
         preserve_source_types=preserve_source_types,
-        block_shape=read_block_shape(config),
+        scheme=read_scheme(config),
         strict=strict,
         where=str(repository),
+        policy=found,
     )
