@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bombus.kernels.quantize import quantize
 from bombus.kernels.weight import dequantize
 from bombus.policies.errors import PolicyError, Problem
-from bombus.policies.formats import Format, find_format
+from bombus.policies.formats import Format, find_format, type_name
 
 
 def cast_weight(weight: jax.Array, format: Any) -> jax.Array:
@@ -18,7 +19,7 @@ def cast_weight(weight: jax.Array, format: Any) -> jax.Array:
 
     weight: (O, ...), floating. Tiles and groups run along all axes but the first, as one: for a kernel (in, out)
     give its transpose. The gradient passes as if nothing had happened (straight-through: Bengio et al. 2013).
-    Raises PolicyError for an unknown format and for an array without two axes.
+    Raises PolicyError for an unknown format and for an array without two axes or of integers.
     """
     found = find_format(format)
     if weight.ndim < 2:
@@ -27,6 +28,14 @@ def cast_weight(weight: jax.Array, format: Any) -> jax.Array:
                 subject="cast_weight",
                 message=f"cannot store an array of shape {weight.shape} in {found}",
                 expected="a weight of two axes or more",
+            )
+        )
+    if not jnp.issubdtype(weight.dtype, jnp.floating):
+        raise PolicyError(
+            Problem(
+                subject="cast_weight",
+                message=f"cannot store an array of {type_name(weight.dtype)} in {found}",
+                expected="a weight of a floating type",
             )
         )
     return _rounded(weight, found)

@@ -7,6 +7,7 @@ What XLA:CPU does, measured (benchmarks/README.md, "FP8 product"):
   whole model dequantized; `optimization_barrier` is gone before that pass. It does not hoist out of a
   conditional, so weights are converted inside one, whose condition is always true and XLA cannot know it.
 - A float8 operand of any other operation is first widened to float16 as a whole, so codes are sliced as bytes.
+- A float16 product is done in float32, by way of a copy of the kernel that is hoisted as well.
 - A bfloat16 product with one row is slow and converts the kernel; with two rows and float32 output it does not.
 """
 
@@ -33,15 +34,21 @@ def product(x: jax.Array, weight: Weight, *, compute_type: jnp.dtype) -> jax.Arr
     by tile, with many as a whole, and never more than this one weight.
     """
     x_RI = x.reshape(-1, x.shape[-1]).astype(compute_type)
-    if weight.codes.dtype == compute_type and not weight.format.is_low:
-        rows = x_RI.shape[0]
-        if rows == 1 and compute_type != jnp.float32:
-            x_RI = jnp.pad(x_RI, ((0, 1), (0, 0)))
-        y_RO = _dot(x_RI, weight.codes)[:rows]
-    else:
-        cpu = _by_tiles if x_RI.shape[0] <= _FEW_ROWS else _guarded
+    cpu = _by_tiles if x_RI.shape[0] <= _FEW_ROWS else _guarded
+    if weight.format.is_low or weight.codes.dtype != compute_type:
         y_RO = lax.platform_dependent(x_RI, weight, cpu=cpu, default=_whole)
+    elif compute_type == jnp.float16:
+        y_RO = lax.platform_dependent(x_RI, weight, cpu=cpu, default=_plain)
+    else:
+        y_RO = _plain(x_RI, weight)
     return y_RO.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _plain(x_RI: jax.Array, weight: Weight) -> jax.Array:
+    rows = x_RI.shape[0]
+    if rows == 1 and x_RI.dtype != jnp.float32:
+        x_RI = jnp.pad(x_RI, ((0, 1), (0, 0)))
+    return _dot(x_RI, weight.codes)[:rows]
 
 
 def _dot(x: jax.Array, kernel_OI: jax.Array) -> jax.Array:

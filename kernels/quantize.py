@@ -5,18 +5,16 @@ Tiles: (G, P, H, Q), the weight cut into G x H tiles of P outputs and Q inputs, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bombus.kernels.weight import Weight, dequantize, pack
+from bombus.kernels.weight import Weight, pack
 from bombus.policies.formats import Format
 
 # Tiles -> (their codes, the parts of the weight by name; grids as (G, H)).
@@ -27,7 +25,6 @@ _E2M1_MAX = 6.0
 # The exponent of the largest element, and how many bits its mantissa has (OCP MX v1.0, section 5.3).
 _MX_ELEMENTS = {"f8_e4m3fn": (8, 3, E4M3FN_MAX), "f8_e5m2": (15, 2, 57344.0), "e2m1": (2, 1, _E2M1_MAX)}
 _MIN_E4M3FN = 2.0**-9
-_VALUES_AT_A_TIME = 2**24  # values, 64 MB in float32
 
 
 @partial(jax.jit, static_argnames="format")
@@ -35,7 +32,7 @@ def quantize(values: jax.Array, format: Format, global_scale: jax.Array | None =
     """The weight (O, I) in `format`; a plain format is a cast.
 
     global_scale: that of a larger nvfp4 weight of which these are some rows.
-    Values that are not finite give scales that are not: check them where it matters.
+    Values that are not finite make all scales NaN: check these where it matters.
     """
     shape = (values.shape[0], values.shape[1])
     if not format.is_low:
@@ -43,44 +40,10 @@ def quantize(values: jax.Array, format: Format, global_scale: jax.Array | None =
     tiles = _tiled(values.astype(jnp.float32), format)
     codes, parts = _nvfp4(tiles, global_scale) if format.name == "nvfp4" else _ENCODERS[format.name](tiles, format)
     codes = codes.reshape(codes.shape[0] * codes.shape[1], -1)[: shape[0], : shape[1]]
+    # By themselves some would vanish: XLA:CPU's maximum drops NaN, and an exponent saturates.
+    unknown = jnp.full((), jnp.nan, format.scale_type)
+    parts["scale_inv"] = jnp.where(jnp.isfinite(values).all(), parts["scale_inv"], unknown)
     return Weight(codes=pack(codes) if format.packed else codes, **parts, format=format.canonical, shape=shape)
-
-
-def requantize(weight: Weight, format: Format) -> Weight:
-    """A stored weight in another format, by way of float32. Where only the type of its scales differs they are cast.
-
-    A large weight goes some rows at a time, so that its float32 values are never all there.
-    """
-    if weight.scale_inv is not None and weight.format.same_codes(format):
-        scale_inv = weight.scale_inv.astype(format.scale_type)
-        return replace(weight, scale_inv=scale_inv, format=format.canonical)
-    outputs, inputs = weight.shape
-    tiles = (weight.format.tile[0], format.tile[0]) if weight.format.is_low else (format.tile[0],)
-    step = max(1, _VALUES_AT_A_TIME // max(inputs, 1)) // math.lcm(*tiles) * math.lcm(*tiles) if all(tiles) else 0
-    if not 0 < step < outputs:
-        return _requantize(weight, format)
-    pieces = [weight.rows(first, min(first + step, outputs)) for first in range(0, outputs, step)]
-    shared = None
-    if format.name == "nvfp4":
-        shared = _global_scale(jnp.stack([_largest_of(piece) for piece in pieces]).max())
-    return _joined([jax.block_until_ready(_requantize(piece, format, shared)) for piece in pieces], weight.shape)
-
-
-@partial(jax.jit, static_argnames="format")
-def _requantize(weight: Weight, format: Format, global_scale: jax.Array | None = None) -> Weight:
-    return quantize(dequantize(weight, jnp.dtype(jnp.float32)), format, global_scale)
-
-
-@jax.jit
-def _largest_of(weight: Weight) -> jax.Array:
-    return jnp.abs(dequantize(weight, jnp.dtype(jnp.float32))).max()
-
-
-def _joined(pieces: list[Weight], shape: tuple[int, int]) -> Weight:
-    """Rows that were quantized apart, as one weight."""
-    names = ("codes", "scale_inv", *(["zero_point"] if pieces[0].zero_point is not None else []))
-    arrays: dict[str, Any] = {name: jnp.concatenate([getattr(piece, name) for piece in pieces]) for name in names}
-    return replace(pieces[0], **arrays, shape=shape)
 
 
 def _tiled(values: jax.Array, format: Format) -> jax.Array:
@@ -200,16 +163,17 @@ def _mx(tiles: jax.Array, format: Format) -> Encoded:
 def _nvfp4(tiles: jax.Array, global_scale: jax.Array | None) -> Encoded:
     largest = _largest(tiles)
     if global_scale is None:
-        global_scale = _global_scale(largest.max())
+        global_scale = global_scale_of(largest.max())
     scaled = jnp.clip(largest / _E2M1_MAX * global_scale, _MIN_E4M3FN, E4M3FN_MAX)
     scale = scaled.astype(jnp.float8_e4m3fn)
     codes = _encode_e2m1(tiles * (global_scale / _over(scale.astype(jnp.float32))))
     return codes, {"scale_inv": scale, "global_scale": global_scale[None]}
 
 
-def _global_scale(largest: jax.Array) -> jax.Array:
+def global_scale_of(largest: jax.Array) -> jax.Array:
     """What the scales of an nvfp4 weight are divided by, so that the largest is the largest e4m3fn number."""
-    return jnp.where(largest > 0, E4M3FN_MAX * _E2M1_MAX / largest, 1.0)
+    # Smaller weights than 2^-100 would need a scale that float32 does not have; they become zero.
+    return jnp.where(largest > 2.0**-100, E4M3FN_MAX * _E2M1_MAX / largest, 1.0)
 
 
 def _encode_e2m1(values: jax.Array) -> jax.Array:

@@ -11,11 +11,13 @@ import jax
 from bombus.kernels import Weight, requantize
 from bombus.loader.load import LoadedModel
 from bombus.loader.plan import make_entries
+from bombus.loader.read import quantization_problem
 from bombus.loader.report import LoadReport
 from bombus.models import Model
 from bombus.models.model import decided_model, flat, nested, weight_leaves
 from bombus.models.storage import is_weight, nameable
 from bombus.policies import Decision, Policy, as_precision, decide_again, resolve_type
+from bombus.policies.errors import PolicyError
 from bombus.policies.formats import Format, find_format, find_type
 from bombus.policies.mixed_precision import OnConflict, PolicyLike
 
@@ -82,8 +84,11 @@ def _converted(old: Model, new: Model, values: Mapping[str, jax.Array]) -> dict[
             kept = (path, *(f"{layer}.{part}" for part in before.parts(old.shapes[path])))
             result |= {name: values[name] for name in kept}
         elif is_weight(path):
-            weight = requantize(_weight(path, before, old, values), after)
-            result |= jax.block_until_ready(weight_leaves(path, weight))
+            weight = jax.block_until_ready(requantize(_weight(path, before, old, values), after))
+            problem = quantization_problem(weight, f"parameter {path}")
+            if problem is not None:
+                raise PolicyError(problem, where="quantize")
+            result |= weight_leaves(path, weight)
         else:
             result[path] = values[path].astype(after.dtype)
     return result

@@ -71,5 +71,5 @@ def _user_file(names: list[str]) -> Path | None:
     folder = user_folder()
     # The names are somebody else's: only plain ones become file names.
     plain = [name for name in names if re.fullmatch(r"[\w.-]+", name)]
-    files = (folder / f"{name}.json" for name in dict.fromkeys([*plain, *map(str.lower, plain)]))
+    files = (folder / f"{spelling}.json" for name in plain for spelling in dict.fromkeys((name, name.lower())))
     return next((file for file in files if file.is_file()), None)

@@ -57,7 +57,9 @@ def _read(entry: Entry, source: Source) -> dict[str, jax.Array]:
         return {entry.path: _dequantize(weight, entry.format.dtype)}
     if entry.action != "keep":
         weight = requantize(weight, entry.format)
-        _check_quantized(weight, source)
+        problem = quantization_problem(weight, f"tensor {source.tensor}")
+        if problem is not None:
+            raise CheckpointError(problem, where=str(source.info.file))
     return weight_leaves(entry.path, weight)
 
 
@@ -91,21 +93,19 @@ def _without_float64(host: np.ndarray) -> np.ndarray:
     return host.astype(np.float32) if host.dtype == np.float64 else host
 
 
-def _check_quantized(weight: Weight, source: Source) -> None:
-    """Raise where values were not finite, or too large or small for the type of the scales: these show it."""
-    assert weight.scale_inv is not None
+def quantization_problem(weight: Weight, subject: str) -> Problem | None:
+    """What is wrong where values were not finite, or too large or small for the type of the scales: these show it."""
+    if weight.scale_inv is None:
+        return None
     scale = np.asarray(weight.scale_inv).astype(np.float32)
-    # The exponent 255 of a bfp block stands for infinity or NaN and is read as NaN.
-    if not (np.isfinite(scale) & (scale > 0)).all():
-        raise CheckpointError(
-            Problem(
-                subject=f"tensor {source.tensor}",
-                message=f"cannot be stored as {weight.format}: it has values that are not finite, or too large or "
-                "too small for its scales",
-                remedy="load it as f32 to see them, or give this parameter another format",
-            ),
-            where=str(source.info.file),
-        )
+    if (np.isfinite(scale) & (scale > 0)).all():
+        return None
+    return Problem(
+        subject=subject,
+        message=f"cannot be stored as {weight.format}: it has values that are not finite, or too large or too small "
+        "for its scales",
+        remedy="load it as f32 to see them, or give this parameter another format",
+    )
 
 
 def _check_scale(name: str, info: TensorInfo, scale: np.ndarray) -> None:

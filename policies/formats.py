@@ -188,11 +188,11 @@ def find_format(value: Any) -> Format:
             return Format(name, checked_options(name, parse_options(name, match[2] or "")))
     else:
         try:
-            name = _BY_DTYPE.get(np.dtype(value))
+            dtype = np.dtype(value)
         except (TypeError, ValueError):  # NumPy's, for what is no type at all
-            name = None
-        if name is not None:
-            return Format(name)
+            dtype = None
+        if dtype is not None and _BY_DTYPE.get(dtype, dtype.name) in FORMATS:
+            return Format(_BY_DTYPE.get(dtype, dtype.name))
     shown = value if isinstance(value, str) else getattr(value, "__name__", None) or str(value)
     raise PolicyError(
         Problem(subject=f"type {shown!r}", message="is not a storage format", remedy=closest(shown, FORMATS))

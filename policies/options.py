@@ -34,7 +34,7 @@ def checked_options(name: str, options: Mapping[str, Any]) -> tuple[tuple[str, A
 
 def _value(name: str, key: str, value: Any) -> Any:
     if key == "tile":
-        match = re.fullmatch(r"(\d+)x(\d+)", str(value))
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(value))
         tile = value if isinstance(value, tuple) else TILES.get(str(value))
         tile = (int(match[1]), int(match[2])) if match else tile
         if tile is not None and (tile in TILES.values() or min(tile) > 0):
