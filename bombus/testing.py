@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from bombus.kernels.quantize import E4M3FN_MAX
 from bombus.loader.checkpoint import INDEX, WEIGHTS
 from bombus.loader.quantization import write_block_fp8
-from bombus.models.model import abstract_shapes
+from bombus.models.abstract import abstract_shapes
 from bombus.models.registry import HEADS, Architecture, architectures
 from bombus.policies.errors import CheckpointError, Problem, SpecError, closest
 from bombus.policies.formats import Format, find_format

@@ -15,7 +15,7 @@ from bombus.loader.read import quantization_problem
 from bombus.loader.report import LoadReport
 from bombus.models import Model
 from bombus.models.model import decided_model, flat, nested, weight_leaves
-from bombus.models.storage import is_weight, nameable
+from bombus.models.storage import is_weight, scale_path
 from bombus.policies import Decision, Policy, as_precision, decide_again, resolve_type
 from bombus.policies.errors import PolicyError
 from bombus.policies.formats import Format, find_format, find_type
@@ -38,11 +38,16 @@ def quantize(
 
     Raises PolicyError as load_model does for rules, and when "keep" leaves nothing to do.
     """
-    model = loaded.model
-    names = model.tensor_names()
-    current = {path: model.decisions.get(path, Decision()) for path in names}
+    old = loaded.model
+    names = old.names
+    current = {path: old.decisions.get(path, Decision()) for path in names}
     decisions = decide_again(current, names, as_precision(policy), only=only, exclude=exclude, on_conflict=on_conflict)
-    return _stored_anew(loaded, decisions)
+    # What this policy did not decide, or what was preserved, stays as it is. By identity: it may decide the same.
+    changed = [path for path in old.formats if any(decisions[p] is not current[p] for p in _rules_of(path, names))]
+    model = decided_model(
+        old.spec, decisions, old.formats, names, only=changed, undecided=None, main_type=old.main_type
+    )
+    return _stored_as(loaded, model)
 
 
 def dequantize(loaded: LoadedModel, dtype: Any = None) -> LoadedModel:
@@ -50,28 +55,33 @@ def dequantize(loaded: LoadedModel, dtype: Any = None) -> LoadedModel:
 
     Computed in float32 and rounded once. What parameters are computed in does not change.
     """
-    model = loaded.model
-    plain = find_format(model.main_type if dtype is None else find_type(dtype))
-    decisions = {path: model.decisions.get(path, Decision()) for path in nameable(model.formats)}
-    for path, format in model.formats.items():
-        if format.is_low:
-            old = decisions[path]
-            name = path.rpartition(".")[2]
-            computed, returned = resolve_type(old.policy, "compute", name), resolve_type(old.policy, "output")
-            decisions[path] = Decision(
-                policy=Policy(params=plain, compute=computed, output=returned), rule=old.rule or "dequantize"
-            )
-    return _stored_anew(loaded, decisions)
-
-
-def _stored_anew(loaded: LoadedModel, decisions: Mapping[str, Decision]) -> LoadedModel:
     old = loaded.model
-    model = decided_model(old.spec, decisions, old.formats, undecided=None, main_type=old.main_type)
-    params = nested(_converted(old, model, flat(loaded.params)))
+    plain = find_format(old.main_type if dtype is None else find_type(dtype))
+    formats, decisions = dict(old.formats), dict(old.decisions)
+    for path, format in old.formats.items():
+        if not format.is_low:
+            continue
+        formats[path] = plain
+        decisions.pop(scale_path(path))
+        name = path.rpartition(".")[2]
+        policy = decisions[path].policy
+        computed = resolve_type(policy, "compute", name) or (old.main_type if name == "embedding" else None)
+        # No rule decides any more, so that another policy can.
+        decisions[path] = Decision(policy=Policy(compute=computed, output=resolve_type(policy, "output")))
+    return _stored_as(loaded, replace(old, formats=formats, decisions=decisions))
+
+
+def _rules_of(path: str, names: Mapping[str, str | None]) -> list[str]:
+    """The paths by which rules decide how a parameter is stored: its own and that of its scales."""
+    return [known for known in (path, scale_path(path)) if known in names]
+
+
+def _stored_as(loaded: LoadedModel, model: Model) -> LoadedModel:
+    """`loaded` as another model of the same spec."""
+    params = nested(_converted(loaded.model, model, flat(loaded.params)))
     sources = {entry.path: entry.source for entry in loaded.report.plan.entries if entry.source is not None}
     plan = replace(loaded.report.plan, model=model, entries=make_entries(model, sources), precision=None, policy=None)
-    report = LoadReport(plan, loaded.report.where)
-    return replace(loaded, model=model, params=params, report=report)
+    return replace(loaded, model=model, params=params, report=LoadReport(plan, loaded.report.where))
 
 
 def _converted(old: Model, new: Model, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -105,9 +105,11 @@ def _nibbles(packed: np.ndarray) -> np.ndarray:
     return np.stack((packed & 15, packed >> 4), axis=-1).reshape(packed.shape[0], -1)
 
 
+BLOCK_FP8 = Layout(words={CODES: "weight", "scale_inv": "weight_scale_inv"})
+# Not "weight": whoever does not know this layout shall miss the tensor, not take codes for values.
 OWN = Layout(
     words={
-        CODES: "weight",
+        CODES: "weight_codes",
         "scale_inv": "weight_scale_inv",
         "zero_point": "weight_zero_point",
         "global_scale": "weight_global_scale",

@@ -13,7 +13,7 @@ from bombus.loader.generation_config import GenerationConfig, read_generation_co
 from bombus.loader.hub import HubOptions, Repository, open_repository, read_json
 from bombus.loader.plan import LoadPlan, make_plan
 from bombus.loader.policy import find_policy, template
-from bombus.loader.quantization import read_scheme
+from bombus.loader.quantization import read_declared_type, read_scheme
 from bombus.loader.read import read_parameters
 from bombus.loader.report import LoadReport
 from bombus.models import DecoderSpec, Model, Params, find_architecture
@@ -163,7 +163,8 @@ def policy_template(
     Weights get `default_format` where it is given. `to_json` of the result is a policy file to edit.
     """
     plan = load_plan(repo, architecture=architecture, strict=strict, preserve_source_types=True, **hub).plan
-    return template(plan.model.formats, find_format(plan.model.main_type), default_format)
+    stream = next(entry.computed for entry in plan.entries if entry.path.endswith(".embedding"))
+    return template(plan.model.formats, find_format(stream), default_format)
 
 
 def _config(repository: Repository) -> dict[str, Any]:
@@ -194,6 +195,7 @@ def _plan(
         precision,
         preserve_source_types=preserve_source_types,
         scheme=read_scheme(config),
+        declared=read_declared_type(config),
         strict=strict,
         where=str(repository),
         policy=found,

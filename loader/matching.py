@@ -96,7 +96,7 @@ def left_over(
         named |= {source.tensor, *(name for name, _ in source.parts.values()), *source.copies}
         named |= {f"{layer}.{word}" for word in source.layout.also}
     # The tensors of a weight that is refused are part of that problem, not another one.
-    refused = [f"{tensors[path]}_" for path in match.missing if is_weight(path)]
+    refused = [f"{tensors[path].rpartition('.')[0]}." for path in match.missing if is_weight(path)]
     refused += [f"{tied}_" for path in shapes if spec.tie_word_embeddings and (tied := mapping.tied_tensor(path))]
     named |= {name for name in headers if name.startswith(tuple(refused))}
     read_layers = {name.rpartition(".")[0] for name in named if name}
@@ -112,7 +112,7 @@ def left_over(
 
 def _is_there(tensor: str, headers: Mapping[str, TensorInfo]) -> bool:
     """Whether the weight with this name is there, in whatever layout."""
-    return any(name in headers for name in (tensor, f"{tensor}_packed"))
+    return any(name in headers for name in (tensor, f"{tensor}_packed", f"{tensor}_codes"))
 
 
 def _compare(tied: str, copy: Source | Problem, source: Source, headers: Mapping[str, TensorInfo]) -> list[Problem]:

@@ -13,7 +13,8 @@ from bombus.loader.matching import left_over, match_tensors, unexpected_tensor
 from bombus.loader.quantization import Scheme
 from bombus.loader.safetensors import TensorInfo
 from bombus.loader.sources import WIDE, Damage, Source
-from bombus.models.model import Model, abstract_shapes, decided_model
+from bombus.models.abstract import abstract_shapes
+from bombus.models.model import Model, decided_model
 from bombus.models.registry import architecture_of
 from bombus.models.spec import DecoderSpec
 from bombus.models.storage import nameable, stream_type
@@ -74,13 +75,15 @@ def make_plan(
     *,
     preserve_source_types: bool = False,
     scheme: Scheme | None = None,
+    declared: DType | None = None,
     strict: bool = True,
     where: str | None = None,
     policy: str | None = None,
 ) -> LoadPlan:
     """How to fill a model of `spec` from tensors with these headers, under this precision.
 
-    `scheme` says how low-precision weights are stored there. Raises PlanError that lists every missing, unexpected
+    `scheme` says how low-precision weights are stored there, `declared` is the type of the model that config.json
+    names. Raises PlanError that lists every missing, unexpected
     and mismatched tensor and every rule that matches nothing or that a parameter cannot take. `strict=False` ignores
     unexpected tensors and plans to initialise missing and mismatched ones.
     """
@@ -103,11 +106,13 @@ def make_plan(
     names: dict[str, str | None] = {path: spell(mapping.tensor(path)) for path in nameable(shapes)}
     problems += precision.problems(names)
     decisions = {path: precision.decide(path, name) for path, name in names.items()}
-    main = _main_type(found.sources)
+    main = _main_type(found.sources, declared)
     formats = {path: found.sources[path].format if path in found.sources else find_format(main) for path in shapes}
     model = None
     try:
-        model = decided_model(spec, decisions, formats, preserve=preserve_source_types, undecided=main, main_type=main)
+        model = decided_model(
+            spec, decisions, formats, names, preserve=preserve_source_types, undecided=main, main_type=main
+        )
     except PolicyError as error:
         problems += error.problems
     if problems or model is None:
@@ -133,12 +138,16 @@ def make_entries(model: Model, sources: Mapping[str, Source]) -> tuple[Entry, ..
     )
 
 
-def _main_type(sources: Mapping[str, Source]) -> DType:
-    """The 16- or 32-bit type that most of the checkpoint's wide values have."""
+def _main_type(sources: Mapping[str, Source], declared: DType | None) -> DType:
+    """The 16- or 32-bit type that most of the checkpoint's wide values have, or the declared one if the embedding,
+    which would decide in what the model computes, is in low precision.
+    """
     sizes: Counter[DType] = Counter()
     for source in sources.values():
         if source.info.dtype in WIDE:
             sizes[source.info.dtype] += int(np.prod(source.info.shape, dtype=np.int64))
+    if declared is not None and any(s.format.is_low for path, s in sources.items() if path.endswith(".embedding")):
+        return declared
     return sizes.most_common(1)[0][0] if sizes else _F32
 
 

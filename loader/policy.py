@@ -47,7 +47,7 @@ def user_folder() -> Path:
     return (Path(home) if home else Path.home() / ".config" / "bombus") / "policies"
 
 
-def template(formats: Mapping[str, Format], main: Format, default: Any = None) -> MixedPrecision:
+def template(formats: Mapping[str, Format], stream: Format, default: Any = None) -> MixedPrecision:
     """A rule for every parameter by its path: the format it has, or `default` for weights.
 
     Loading with it as it is keeps every parameter's bits; it is meant to be edited.
@@ -56,8 +56,8 @@ def template(formats: Mapping[str, Format], main: Format, default: Any = None) -
     rules: dict[str, Policy] = {}
     for path, found in formats.items():
         format = wanted if wanted is not None and is_weight(path) else found
-        # A type that is not the model's is only stored; computing in it would change the model.
-        rules[path] = as_policy(format) if format.is_low or format == main else Policy(params=format)
+        # A type that is not that of the residual stream is only stored; computing in it would change the model.
+        rules[path] = as_policy(format) if format.is_low or format == stream else Policy(params=format)
     return MixedPrecision(rules)
 
 

@@ -7,14 +7,14 @@ holds every format: `{"quant_method": "bombus", "version": 1, "formats": {LAYER:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bombus.loader.compressed import Group, find_group, read_groups, refused, write_compressed
-from bombus.loader.layouts import CODES, COMPRESSED, OWN, Layout
+from bombus.loader.layouts import BLOCK_FP8, CODES, COMPRESSED, OWN, Layout
 from bombus.loader.safetensors import TensorInfo
 from bombus.policies.errors import BombusError, Problem, SpecError
-from bombus.policies.formats import FORMATS, Format, Shape, find_format
+from bombus.policies.formats import FORMATS, DType, Format, Shape, find_format
 
 _VERSION = 1
 _FP8 = FORMATS["f8_e4m3fn"]
@@ -31,7 +31,7 @@ class Scheme:
         info = headers.get(f"{layer}.weight")
         if info is None or info.dtype != _FP8.dtype:
             return None
-        return OWN, Format("f8_e4m3fn", (("tile", self.block_shape),)).canonical
+        return BLOCK_FP8, Format("f8_e4m3fn", (("tile", self.block_shape),)).canonical
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,13 @@ def read_scheme(config: Mapping[str, Any]) -> Scheme:
     raise refused("quantization_config.quant_method", repr(method), expected)
 
 
+def read_declared_type(config: Mapping[str, Any]) -> DType | None:
+    """The type of the model that config.json names (`dtype`, or `torch_dtype` in older ones), if it is one of ours."""
+    names = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+    name = names.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."))
+    return None if name is None else find_format(name).dtype
+
+
 def _read_block_shape(section: Mapping[str, Any]) -> tuple[int, int]:
     if section.get("activation_scheme", "dynamic") != "dynamic":
         raise refused("quantization_config.activation_scheme", repr(section["activation_scheme"]), "'dynamic'")
@@ -116,7 +123,7 @@ def _read_own(section: Mapping[str, Any]) -> OwnScheme:
         try:
             found[layer] = find_format(text).canonical
         except BombusError as error:
-            problems += error.problems
+            problems += [replace(problem, subject=f"layer {layer}, {problem.subject}") for problem in error.problems]
     if problems:
         raise SpecError(problems, where="config.json, quantization_config.formats")
     return OwnScheme(formats=found)
@@ -137,7 +144,7 @@ def write_quantization(
         only_fp8 = all(format.name == "f8_e4m3fn" for format in low.values())
         tile = next(iter(tiles))
         if only_fp8 and len(tiles) == 1 and min(tile) > 0:
-            return write_block_fp8(tile, plain), OWN
+            return write_block_fp8(tile, plain), BLOCK_FP8
         if all(_compressible(format, shapes[layer]) for layer, format in low.items()):
             return write_compressed(low, plain), None
     texts = {layer: str(format) for layer, format in low.items()}

@@ -43,18 +43,22 @@ class LoadReport:
         """One sentence: how the parameter with this path, or whose tensor has this name, is stored and computed, and
         which rule decided that and why. Raises PolicyError, with the nearest names, where there is none.
         """
-        tensors = {entry.path: entry.source.tensor if entry.source else None for entry in self.plan.entries}
-        entry = next((entry for entry in self.plan.entries if name in (entry.path, tensors[entry.path])), None)
+        names = self.plan.model.names
+        sources = {entry.path: entry.source.tensor if entry.source else None for entry in self.plan.entries}
+        entries = self.plan.entries
+        entry = next((e for e in entries if name in (e.path, names[e.path], sources[e.path])), None)
         if entry is None:
-            known = [known for pair in tensors.items() for known in pair if known is not None]
+            known = [known for path in sources for known in (path, names[path]) if known is not None]
             raise PolicyError(
                 Problem(subject=f"parameter {name!r}", message="does not exist", remedy=closest(name, known))
             )
         decision = self.plan.model.decisions[entry.path]
         if self.plan.precision is not None:
-            reason = self.plan.precision.explain(entry.path, tensors[entry.path])
-        else:
+            reason = self.plan.precision.explain(entry.path, names[entry.path])
+        elif decision.rule is not None:
             reason = f"{entry.path}: {decision.policy} from {decision.rule!r}"
+        else:
+            reason = f"{entry.path}: no rule decided"
         return f"{reason}. Stored as {entry.format}, computed in {type_name(entry.computed)}"
 
     def to_json(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bombus.loader.checkpoint import INDEX, WEIGHTS
-from bombus.loader.layouts import CODES, COMPRESSED, OWN, Layout
+from bombus.loader.layouts import BLOCK_FP8, CODES, COMPRESSED, Layout
 from bombus.loader.load import LoadedModel
 from bombus.loader.quantization import write_quantization
 from bombus.models.model import Model, flat
@@ -80,7 +80,7 @@ def quantization_of(model: Model) -> tuple[dict[str, Any] | None, Layout | None]
     """The `quantization_config` of a model as it is stored, and the layout of its weights. See write_quantization."""
     weights = {path: format for path, format in model.formats.items() if is_weight(path)}
     if not any(format.is_low for format in weights.values()):
-        return None, OWN
+        return None, BLOCK_FP8
     mapping = model.architecture.mapping
     layers = {path: mapping.tensor(path).rpartition(".")[0] for path in weights}
     embeddings = frozenset(layers[path] for path in weights if path.endswith(".embedding"))
@@ -113,7 +113,7 @@ def _tensors(
         layer = path.rpartition(".")[0]
         name = mapping.tensor(path)
         if not format.is_low:
-            add(name, CODES, values[path], format, OWN)
+            add(name, CODES, values[path], format, BLOCK_FP8)
             continue
         lies = layout or COMPRESSED[format.name][0]
         theirs = name.rpartition(".")[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 
-from bombus.loader.layouts import CODES, OWN, Layout
+from bombus.loader.layouts import BLOCK_FP8, CODES, Layout
 from bombus.loader.quantization import Scheme
 from bombus.loader.safetensors import TensorInfo
 from bombus.models.storage import is_weight
@@ -32,7 +32,7 @@ class Source:
     tensor: str
     info: TensorInfo
     format: Format
-    layout: Layout = OWN
+    layout: Layout = BLOCK_FP8
     parts: dict[str, tuple[str, TensorInfo]] = field(default_factory=dict)
     copies: dict[str, tuple[TensorInfo, TensorInfo]] = field(default_factory=dict)
 

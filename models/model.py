@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bombus.kernels import Weight, quantize
-from bombus.layers import Cache, Embedding, Layer, empty_cache
+from bombus.layers import Cache, Embedding, empty_cache
+from bombus.models.abstract import abstract_module, abstract_shapes, dotted, named_layers
 from bombus.models.decoder import Output
 from bombus.models.registry import Architecture, architecture_of
 from bombus.models.spec import DecoderSpec
@@ -32,12 +33,14 @@ class Model:
 
     decisions: the resolved policy of every parameter, by path; the scales that its weights have included.
     formats: what every parameter is stored as, by path; a weight's includes its scales.
+    names: what the checkpoint calls every parameter that a rule can name, by path.
     main_type: the 16- or 32-bit type that low-precision weights are dequantized to where no policy says.
     """
 
     spec: DecoderSpec
     decisions: Mapping[str, Decision]
     formats: Mapping[str, Format]
+    names: Mapping[str, str | None]
     main_type: DType = _DEFAULT_TYPE
 
     @property
@@ -48,7 +51,7 @@ class Model:
     @cached_property
     def abstract_params(self) -> Params:
         """The shape and type of every array of the parameters, as a nested dict of jax.ShapeDtypeStruct."""
-        leaves = {_path(key): value.get_value() for key, value in nnx.to_flat_state(self._split[1])}
+        leaves = {dotted(key): value.get_value() for key, value in nnx.to_flat_state(self._split[1])}
         return nested({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()})
 
     @cached_property
@@ -65,7 +68,7 @@ class Model:
         """An ordinary nnx.Module with these parameters bound in, for Flax users and for tracing."""
         graph, state = self._split
         values = flat(params)
-        bound = [(key, variable.replace(values[_path(key)])) for key, variable in nnx.to_flat_state(state)]
+        bound = [(key, variable.replace(values[dotted(key)])) for key, variable in nnx.to_flat_state(state)]
         return nnx.merge(graph, nnx.from_flat_state(bound))
 
     def apply(
@@ -114,7 +117,7 @@ class Model:
 
     def tensor_names(self) -> dict[str, str | None]:
         """Our path -> the checkpoint's name, for every parameter that a rule can name."""
-        return {path: self.architecture.mapping.tensor(path) for path in nameable(self.formats)}
+        return dict(self.names)
 
     def with_decisions(self, decisions: Mapping[str, Decision]) -> Model:
         """The same model under other policies. What is stored does not change, and neither do parameters."""
@@ -143,7 +146,7 @@ class Model:
 
     def _init(self, key: jax.Array) -> Params:
         module = self.architecture.build(self.spec, nnx.Rngs(key))
-        values = {_path(key): variable.get_value() for key, variable in nnx.to_flat_state(nnx.state(module))}
+        values = {dotted(key): variable.get_value() for key, variable in nnx.to_flat_state(nnx.state(module))}
         for path, value in list(values.items()):
             if is_weight(path):
                 values |= weight_leaves(path, quantize(value, self.formats[path]))
@@ -159,26 +162,42 @@ def build_model(spec: DecoderSpec, policy: PolicyLike = None) -> Model:
     """
     mapping = architecture_of(spec).mapping
     template = dict.fromkeys(abstract_shapes(spec), find_format(_DEFAULT_TYPE))
-    decisions = as_precision(policy).resolve({path: mapping.tensor(path) for path in nameable(template)})
-    return decided_model(spec, decisions, template, undecided=None, main_type=_DEFAULT_TYPE)
+    names = {path: mapping.tensor(path) for path in nameable(template)}
+    precision = as_precision(policy)
+    decisions = {path: precision.decide(path, name) for path, name in names.items()}
+    problems = precision.problems(names)
+    try:
+        model = decided_model(spec, decisions, template, names, undecided=None, main_type=_DEFAULT_TYPE)
+    except PolicyError as error:
+        problems += error.problems
+    if problems:
+        raise PolicyError(problems, where="policy")
+    return model
 
 
 def decided_model(
     spec: DecoderSpec,
     decisions: Mapping[str, Decision],
     found: Mapping[str, Format],
+    names: Mapping[str, str | None],
     *,
+    only: Collection[str] | None = None,
     preserve: bool = False,
     undecided: DType | None,
     main_type: DType,
 ) -> Model:
-    """The model whose parameters, found as `found`, are stored as the decisions say. See storage_format and Model.
+    """The model whose parameters, found as `found`, are stored as the decisions say; all of them or `only` some.
+
+    See storage_format and Model.
 
     Raises PolicyError that lists every format that a parameter cannot take.
     """
     formats: dict[str, Format] = {}
     problems: list[Problem] = []
     for path, format in found.items():
+        formats[path] = format
+        if only is not None and path not in only:
+            continue
         try:
             formats[path] = storage_format(decisions, path, format, preserve=preserve, undecided=undecided)
         except PolicyError as error:
@@ -187,38 +206,13 @@ def decided_model(
         raise PolicyError(problems, where="policy")
     kept = {path: decisions[path] for path in formats}
     kept |= {scale_path(path): decisions[scale_path(path)] for path, format in formats.items() if format.is_low}
-    return Model(spec=spec, decisions=kept, formats=formats, main_type=main_type)
+    return Model(spec=spec, decisions=kept, formats=formats, names=names, main_type=main_type)
 
 
 def weight_leaves(path: str, weight: Weight) -> dict[str, jax.Array]:
     """path -> array for the codes and the parts of the weight at `path`."""
     layer = path.rpartition(".")[0]
     return {path: weight.codes, **{f"{layer}.{name}": part for name, part in weight.parts.items()}}
-
-
-def abstract_module(spec: DecoderSpec, formats: Mapping[str, Format]) -> nnx.Module:
-    """The module tree with shapes in place of arrays, stored as `formats` says where it names a parameter."""
-
-    def build() -> nnx.Module:
-        module = architecture_of(spec).build(spec, nnx.Rngs(0))
-        layers = named_layers(module)
-        for path, format in formats.items():
-            layer, _, name = path.rpartition(".")
-            layers[layer].store_as(name, format)
-        return module
-
-    return nnx.eval_shape(build)
-
-
-def abstract_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of a model of `spec`, by path."""
-    state = nnx.state(abstract_module(spec, {}))
-    return {_path(key): variable.get_value().shape for key, variable in nnx.to_flat_state(state)}
-
-
-def named_layers(module: nnx.Module) -> dict[str, Layer]:
-    """Every layer that owns parameters, by path."""
-    return {_path(key): part for key, part in nnx.iter_modules(module) if isinstance(part, Layer)}
 
 
 def flat(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +236,3 @@ def nested(values: Mapping[str, Any]) -> Params:
             inner = inner.setdefault(parent, {})
         inner[name] = value
     return result
-
-
-def _path(key: tuple[Any, ...]) -> str:
-    return ".".join(map(str, key))
