@@ -73,12 +73,16 @@ def test_a_bad_repository_is_one_error_of_ours(capsys, fp8, tmp_path, command, a
 @pytest.mark.parametrize(
     ("policy", "text"),
     [
-        ("bf61", "bombus: PolicyError: type 'bf61': is not a storage format. The closest are 'bf16', 'f16'\n"),
+        ("bf61", "bombus: PolicyError: type 'bf61': is not a storage format. The closest are 'bf16', 'f16', 'bfp8'\n"),
+        ("int4(groups=64)", "bombus: PolicyError: format 'int4': has no option 'groups'. Its options are group, zero_"),
         ("absent.json", "bombus: PolicyError: absent.json: policy file: cannot be read: "),
         ('{"*": ', "bombus: PolicyError: --policy: policy: is not valid JSON: "),
-        ('{"*": {"compute": "f8_e4m3fn"}}', "bombus: PolicyError: Policy.compute: cannot be f8_e4m3fn: nothing is "),
+        (
+            '{"*": {"compute": "f8_e4m3fn"}}',
+            "bombus: PolicyError: policy rule '*', Policy.compute: cannot be f8_e4m3fn: nothing is computed in a ",
+        ),
         ('{"output_nrom.*": "f32"}', "bombus: PlanError: {fp8}: policy rule 'output_nrom.*': matches no parameter. "),
-        ("f8_e4m3fn", "bombus: PlanError: {fp8}: "),
+        ('{"norm": "f8_e4m3fn"}', "bombus: PlanError: {fp8}: policy rule 'norm': stores nothing as f8_e4m3fn, which "),
     ],
 )
 def test_a_bad_policy_is_one_error_of_ours(capsys, fp8, policy, text):
@@ -210,7 +214,17 @@ def test_plan_shows_what_would_be_read(capsys, fp8):
     assert "f32[64, 32]" in gate
     assert " dequantize " in gate
     assert gate.endswith("*.gate.kernel")
-    assert "scale_inv" not in dequantized
+    # One row for a weight, its scales included.
+    assert "scale_inv" not in kept + dequantized
+
+
+def test_plan_of_a_format_for_everything_leaves_norms_alone(capsys, fp8):
+    shown = output(capsys, "plan", fp8, "--policy", "int4(group=32)").splitlines()
+    rows = {line.split()[0]: line for line in shown[3:]}
+    gate, embedding = rows["decoder.blocks.0.ffn.gate.kernel"], rows["embedder.token_embedding.embedding"]
+    assert gate.split()[2:] == ["f8_e4m3fn", "int4(group=32)[64,", "32]", "bf16", "requantize", "1.15", "kB", "default"]
+    assert embedding.split()[2:7] == ["bf16", "int4(group=32)[257,", "32]", "bf16", "quantize"]
+    assert rows["output_norm.scale"].split()[2:6] == ["bf16", "bf16[32]", "f32", "keep"]
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -220,7 +234,18 @@ def test_plan_json_lists_every_parameter(capsys, tiny, tmp_path, shards):
     path.write_text(json.dumps({"output_norm.*": "f32"}), "utf-8")
     found = json.loads(output(capsys, "plan", folder, "--preserve-source-types", "--policy", path, "--json"))
     parameters = {entry["parameter"]: entry for entry in found["parameters"]}
-    assert len(parameters) == 20
+    # Seven kernels, their scales included, four norms of the block, the last norm and the embedding.
+    assert len(parameters) == 13
+    assert parameters["decoder.blocks.0.ffn.gate.kernel"] == {
+        "parameter": "decoder.blocks.0.ffn.gate.kernel",
+        "tensor": "model.layers.0.mlp.gate_proj.weight",
+        "in file": "f8_e4m3fn",
+        "stored": "f8_e4m3fn[64, 32]",
+        "computed": "bf16",
+        "action": "keep",
+        "bytes": 64 * 32 + 4,
+        "rule": "",
+    }
     assert parameters["output_norm.scale"] == {
         "parameter": "output_norm.scale",
         "tensor": "model.norm.weight",
@@ -233,7 +258,7 @@ def test_plan_json_lists_every_parameter(capsys, tiny, tmp_path, shards):
     }
     kernels = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32
     wide = 257 * 32 + 32 * 3 + 2 * 8
-    assert found["stored_bytes"] == {"f8_e4m3fn": kernels, "bf16": 2 * (wide - 32), "f32": 7 * 4 + 128}
+    assert found["stored_bytes"] == {"f8_e4m3fn": kernels + 7 * 4, "bf16": 2 * (wide - 32), "f32": 128}
     assert found["file_bytes"] == kernels + 7 * 4 + 2 * wide
     assert found["bytes"] == sum(entry["bytes"] for entry in parameters.values())
     assert found["initialised"] == found["unused_tensors"] == []

@@ -18,6 +18,7 @@ import bombus
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOK = NOTEBOOKS / "load_qwen3_fp8.ipynb"
+MIXED = NOTEBOOKS / "mixed_precision.ipynb"
 SCRIPT = NOTEBOOKS / "jit_inference.py"
 
 
@@ -106,9 +107,28 @@ def test_the_notebook_makes_its_own_checkpoint(kernel: str, tmp_path: Path) -> N
     assert "<td>f8_e4m3fn[320, 192]</td>" in execute(kernel, tmp_path, until="load")["load"]
 
 
-def execute(kernel: str, folder: Path, *, until: str | None = None) -> dict[str, str]:
-    """Run the notebook in `folder`, up to a cell; what each code cell shows, by its id: HTML where there is some."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.usefixtures("environment")
+def test_the_notebook_of_mixed_precision_runs(
+    kernel: str, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOMBUS_MODEL", str(tiny("qwen3", "bf16")))
+    shown = execute(kernel, tmp_path, path=MIXED)
+    assert "<td>int4[320, 192]</td>" in shown["plan"]
+    assert "from 'embedding', because no other rule matches. Stored as int4, computed in bf16" in shown["explain"]
+    assert "'embedding': ('uint8', (320, 96)),\n  'scale_inv': ('bfloat16', (320, 2))" in shown["load"]
+    found = re.findall(r"^(.+?) +([\d,]+) bytes .* ([\d.e+-]+) nats$", shown["compare"], re.MULTILINE)
+    sizes = {name: number(size) for name, size, _ in found}
+    nats = {name: float(value) for name, _, value in found}
+    assert sizes["as in the file"] > sizes["exercise"] > sizes["int8"] > sizes["int4(group=32)"]
+    assert 0 <= nats["as in the file"] < nats["int8"] < nats["exercise"] < nats["int4(group=32)"]
+    assert "mxfp4" in shown["again"].splitlines()[0]
+    assert "mxfp4" not in shown["again"].splitlines()[1]
+    assert "'rules': {'attention': 'f16', 'feed_forward': 'int8', 'embedding': 'int4'}" in shown["file"]
+
+
+def execute(kernel: str, folder: Path, *, path: Path = NOTEBOOK, until: str | None = None) -> dict[str, str]:
+    """Run a notebook in `folder`, up to a cell; what each code cell shows, by its id: HTML where there is some."""
+    notebook = nbformat.read(path, as_version=4)
     if until is not None:
         last = [cell.id for cell in notebook.cells].index(until)
         notebook.cells = notebook.cells[: last + 1]

@@ -90,7 +90,9 @@ def test_the_wheel_holds_every_module_and_nothing_else(built: Built) -> None:
         for path in folder.iterdir()
         if path.suffix == ".py"
     }
-    assert inside == expected | {"bombus/py.typed"}
+    presets = {f"bombus/policies/presets/{path.name}" for path in (ROOT / "policies" / "presets").glob("*.json")}
+    assert len(presets) >= 3
+    assert inside == expected | presets | {"bombus/py.typed"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     # Tests, notebooks and bare `loader` are nowhere in it.
     assert {name.split("/")[0] for name in inside} == {"bombus"}
@@ -104,6 +106,11 @@ def test_the_wheel_needs_nothing_heavy(built: Built) -> None:
     assert needed
     assert not [line for line in needed if "torch" in line or "transformers" in line]
     assert "License-Expression: Apache-2.0" in lines
+
+
+def test_presets_are_read_from_the_wheel(built: Built, tmp_path: Path) -> None:
+    code = "import bombus; print(bombus.load_preset('performance', models=['Llama-3.1-8B-Instruct'])[1])"
+    assert built.python("-c", code, cwd=tmp_path) == "preset performance for llama-3.1-8b-instruct\n"
 
 
 def test_the_main_job_runs_from_the_wheel(built: Built, tmp_path: Path) -> None:

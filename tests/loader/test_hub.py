@@ -110,7 +110,8 @@ def test_a_sharded_repository_is_fetched_once(hub: Hub, call: Callable, tiny: Ca
     hub.repositories["owner/tiny"] = tiny("qwen3", shards=2)
     first = call("plan", "owner/tiny", "--preserve-source-types", "--token", "hf_secret")
     assert first.returncode == 0, first.stderr
-    assert "model.layers.{n}.mlp.gate_proj.weight_scale_inv" in first.stdout
+    assert "  model.layers.{n}.mlp.gate_proj.weight " in first.stdout
+    assert "  f8_e4m3fn[320, 192] " in first.stdout
     fetched = {request.removeprefix("GET ") for request in hub.requests if request.startswith("GET")}
     assert {"config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"} <= fetched
     assert "tokenizer.json" not in fetched

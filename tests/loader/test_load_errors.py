@@ -236,11 +236,14 @@ def test_an_architecture_that_is_asked_for_and_not_known_lists_classes_and_heads
     assert text.startswith("architecture 'casual_lm': is not supported. The closest are 'causal_lm'")
 
 
+METHODS = "'fp8' (block FP8), 'compressed-tensors' or 'bombus'"
+
+
 @pytest.mark.parametrize(
     ("change", "field", "expected", "found"),
     [
-        ({"quant_method": "awq"}, "quant_method", "'fp8' (block FP8)", "'awq'"),
-        ({"quant_method": None}, "quant_method", "'fp8' (block FP8)", "None"),
+        ({"quant_method": "awq"}, "quant_method", METHODS, "'awq'"),
+        ({"quant_method": None}, "quant_method", METHODS, "None"),
         ({"activation_scheme": "static"}, "activation_scheme", "'dynamic'", "'static'"),
         ({"weight_block_size": None}, "weight_block_size", "two positive sizes, like [128, 128]", "None"),
         ({"weight_block_size": [128, 0]}, "weight_block_size", "two positive sizes, like [128, 128]", "[128, 0]"),

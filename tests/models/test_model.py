@@ -124,13 +124,38 @@ def test_init_stores_what_the_policy_says() -> None:
     assert np.isfinite(np.asarray(logits)).all()
 
 
+def test_init_in_low_precision_is_for_weights() -> None:
+    """Kernels and the embedding take a format that is given for everything; norms keep their type."""
+    model = bombus.build_model(LlamaSpec(**SIZES), "f8_e4m3fn")
+    assert {path: str(format) for path, format in model.formats.items()} == {
+        path: "f32" if path.endswith(".scale") else "f8_e4m3fn" for path in model.shapes
+    }
+    params = flat(model.init(jax.random.key(0)))
+    embedding = np.asarray(params["embedder.token_embedding.embedding"])
+    scale = np.asarray(params["embedder.token_embedding.scale_inv"])
+    assert (embedding.dtype.name, scale.shape, scale.dtype) == ("float8_e4m3fn", (3, 2), np.float32)
+    assert dequantize(embedding, scale, (128, 128)).std() == pytest.approx(0.02, rel=0.02)
+    np.testing.assert_array_equal(params["output_norm.scale"], np.ones(192, np.float32))
+    logits = jax.jit(model.apply)(nested(params), TOKENS).logits
+    assert np.isfinite(np.asarray(logits)).all()
+
+
 def test_build_model_refuses_types_a_parameter_cannot_take() -> None:
-    """A norm has no tiles; the error names the parameter, the rule and the way out."""
+    """A norm has no tiles; the error names the rule, the parameters and the way out."""
     with pytest.raises(bombus.PolicyError) as caught:
-        bombus.build_model(LlamaSpec(**SIZES), "f8_e4m3fn")
-    text = str(caught.value)
-    assert "parameter output_norm.scale: cannot be stored as f8_e4m3fn, which rule 'default' asks for" in text
-    assert 'params={"kernel": "f8_e4m3fn", "default": "bf16"}' in text
+        bombus.build_model(LlamaSpec(**{**SIZES, "num_blocks": 1}), {"norm": "f8_e4m3fn"})
+    assert str(caught.value) == (
+        "policy: policy rule 'norm': stores nothing as f8_e4m3fn, which is for weights (expected a parameter that "
+        "ends in kernel or embedding, found decoder.blocks.0.output_norm.scale, "
+        "decoder.blocks.0.self_attention_norm.scale, output_norm.scale). "
+        "Give it f32, bf16 or f16, or a pattern that matches weights"
+    )
+    with pytest.raises(bombus.PolicyError) as caught:
+        bombus.build_model(LlamaSpec(**SIZES), {"*.1.ffn.gate.kernel": "mxfp4", "*.1.ffn.gate.scale_inv": "bf16"})
+    assert str(caught.value) == (
+        "policy: parameter decoder.blocks.1.ffn.gate.scale_inv: cannot be stored as bf16, which rule "
+        "'*.1.ffn.gate.scale_inv' asks for: the scales of mxfp4 have a type of their own"
+    )
 
 
 def test_cache_has_the_type_of_the_keys(tiny: Callable[..., Path]) -> None:

@@ -27,6 +27,7 @@ KERNELS = {
     *(f"decoder.blocks.0.ffn.{name}.kernel" for name in ("gate", "intermediate", "output")),
     "language_modeling_head.output.kernel",
 }
+FFN = {path for path in KERNELS if ".ffn." in path}
 NORMS = {
     "decoder.blocks.0.self_attention_norm.scale",
     "decoder.blocks.0.output_norm.scale",
@@ -87,16 +88,21 @@ def test_a_map_stores_every_kernel_in_tiles():
     assert types == dict.fromkeys(KERNELS, F8) | dict.fromkeys(scales, F32) | dict.fromkeys({*NORMS, EMBEDDING}, BF16)
 
 
-def test_a_type_that_a_parameter_cannot_take_is_refused():
+def test_one_low_precision_format_stores_the_weights_and_leaves_the_norms():
+    scales = {path.rpartition(".")[0] + ".scale_inv" for path in {*KERNELS, EMBEDDING}}
+    expected = dict.fromkeys({*KERNELS, EMBEDDING}, F8) | dict.fromkeys({*scales, *NORMS}, F32)
+    assert stored("f8_e4m3fn") == expected
+
+
+def test_groups_are_what_a_model_has():
+    types = stored({"attention": "f16", "feed_forward": "bf16", "norm": "bf16", "{embedding,head}": "f16"})
+    assert {path for path, dtype in types.items() if dtype == F16} == (
+        {path for path in KERNELS if ".ffn." not in path} | {EMBEDDING}
+    )
+    assert {path for path, dtype in types.items() if dtype == BF16} == FFN | NORMS
     with pytest.raises(PolicyError) as caught:
-        bombus.build_model(SPEC, "f8_e4m3fn")
-    refused = {problem.subject for problem in caught.value.problems}
-    assert refused == {f"parameter {path}" for path in {*NORMS, EMBEDDING}}
-    assert (
-        "parameter output_norm.scale: cannot be stored as f8_e4m3fn, which rule 'default' asks for: only kernels of "
-        'dense layers have tiles with scales. Give it another type, for example params={"kernel": "f8_e4m3fn", '
-        '"default": "bf16"}'
-    ) in str(caught.value)
+        bombus.build_model(SPEC, {"experts": "int8", "norm": "int8"})
+    assert [problem.subject for problem in caught.value.problems] == ["policy rule 'experts'", "policy rule 'norm'"]
 
 
 def test_build_model_refuses_a_rule_that_matches_nothing():
@@ -148,9 +154,6 @@ def rules(model):
     return {path: decision.rule for path, decision in model.decisions.items()}
 
 
-FFN = {path for path in KERNELS if ".ffn." in path}
-
-
 @pytest.mark.parametrize(
     ("options", "chosen"),
     [
@@ -170,7 +173,7 @@ def test_only_and_exclude_limit_what_a_policy_is_applied_to(options, chosen):
 
 def test_a_policy_is_applied_on_top_of_the_one_before():
     model = bombus.build_model(SPEC, {"*.kernel": "bf16", "default": "f32"})
-    changed = bombus.apply_policy(model, {"*.ffn.*": "f16"})
+    changed = bombus.apply_policy(model, {"*.ffn.*": "f16"}, on_conflict="replace")
     expected = {path: "*.kernel" if path in KERNELS else "default" for path in {*KERNELS, *NORMS, EMBEDDING}}
     assert rules(model) == expected
     assert rules(changed) == expected | dict.fromkeys(FFN, "*.ffn.*")
@@ -179,12 +182,26 @@ def test_a_policy_is_applied_on_top_of_the_one_before():
     )
 
 
+def test_the_policy_before_counts_unless_another_way_is_given():
+    model = bombus.build_model(SPEC, {"*.ffn.*": "bf16"})
+    kept = bombus.apply_policy(model, "f16")
+    every = {*KERNELS, *NORMS, EMBEDDING}
+    assert rules(kept) == dict.fromkeys(every, "default") | dict.fromkeys(FFN, "*.ffn.*")
+    assert rules(bombus.apply_policy(model, "f16", on_conflict="replace")) == dict.fromkeys(every, "default")
+    with pytest.raises(PolicyError, match=r"policy rule 'default': gives .* of an earlier policy gives"):
+        bombus.apply_policy(model, "f16", on_conflict="error")
+    with pytest.raises(
+        PolicyError, match=r"leaves nothing to change: .* by rules? '.*'\. Give on_conflict=\"replace\""
+    ):
+        bombus.apply_policy(kept, {"attention": "f32"})
+
+
 def test_patterns_that_match_nothing_are_all_listed():
     model = bombus.build_model(SPEC)
     with pytest.raises(PolicyError) as caught:
         bombus.apply_policy(model, "bf16", only=["*.ffn.*", "output_norm.scal"], exclude="*.kernels")
     text = str(caught.value)
-    assert text.startswith("apply_policy: 2 problems\n")
+    assert text.startswith("policy: 2 problems\n")
     assert "'output_norm.scal': matches no parameter. The closest are 'output_norm.scale'" in text
     assert "'*.kernels': matches no parameter" in text
     assert "'*.ffn.*'" not in text

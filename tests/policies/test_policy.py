@@ -7,62 +7,92 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bombus.policies import Policy, cast, create_policy, resolve_type
+from bombus.policies import Policy, cast, create_policy, resolve_format, resolve_type
 from bombus.policies.errors import PolicyError
+from bombus.policies.formats import find_format
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-F8 = np.dtype(ml_dtypes.float8_e4m3fn)
 F16 = np.dtype(np.float16)
 F32 = np.dtype(np.float32)
+KNOWN = "Known: f32, bf16, f16, f8_e4m3fn, f8_e5m2, int8, int4, bfp8, bfp4, mxfp8, mxfp4, nvfp4"
 
 
+def resolved(policy, name=None):
+    """What a policy gives to a parameter in each field: (format, type, type)."""
+    return resolve_format(policy, name), resolve_type(policy, "compute", name), resolve_type(policy, "output", name)
+
+
+@pytest.mark.parametrize("name", [None, "kernel", "bias"])
 @pytest.mark.parametrize("field", ["params", "compute", "output"])
-def test_a_plain_type_is_the_type_of_every_parameter(field):
-    policy = Policy(**{field: "bf16"})
-    assert resolve_type(policy, field) == BF16
-    assert resolve_type(policy, field, "kernel") == BF16
-    assert [resolve_type(policy, other, "kernel") for other in {"params", "compute", "output"} - {field}] == [None] * 2
+def test_a_plain_type_is_the_type_of_every_parameter(field, name):
+    fields = ("params", "compute", "output")
+    given = {"params": find_format("bf16"), "compute": BF16, "output": BF16}
+    expected = tuple(given[other] if other == field else None for other in fields)
+    assert resolved(Policy(**{field: "bf16"}), name) == expected
+    # A format and NumPy's type of it are equal to NumPy, and not the same to a policy.
+    assert [type(value) for value in resolved(Policy(**{field: "bf16"}), name)] == [type(value) for value in expected]
 
 
 @pytest.mark.parametrize(
     ("types", "expected"),
     [
-        ({"kernel": "f8_e4m3fn", "default": "bf16"}, {"kernel": F8, "bias": BF16, None: BF16}),
-        ({"kernel": "f16"}, {"kernel": F16, "bias": None, None: None}),
+        ({"kernel": "f8_e4m3fn", "default": "bf16"}, {"kernel": "f8_e4m3fn", "bias": "bf16", None: "bf16"}),
+        ({"kernel": "f16"}, {"kernel": "f16", "bias": None, None: None}),
         # A listed None is "leave it" and does not fall through to the default.
-        ({"scale_inv": None, "default": "f32"}, {"scale_inv": None, "kernel": F32}),
+        ({"scale_inv": None, "default": "f32"}, {"scale_inv": None, "kernel": "f32"}),
         ({"default": None}, {"kernel": None}),
         ({}, {"kernel": None}),
         # The name is looked up as it is: no glob, no prefix.
-        ({"kern*": "f16", "default": "f32"}, {"kernel": F32}),
+        ({"kern*": "f16", "default": "f32"}, {"kernel": "f32"}),
+        ({"kernel": "int4(group=64)", "embedding": "int8"}, {"kernel": "int4(group=64)", "embedding": "int8"}),
     ],
 )
-def test_a_map_gives_the_listed_type_else_its_default_else_none(types, expected):
+def test_a_map_gives_the_listed_format_else_its_default_else_none(types, expected):
     policy = create_policy(params=types)
-    assert {name: resolve_type(policy, "params", name) for name in expected} == expected
+    formats = {name: None if value is None else find_format(value) for name, value in expected.items()}
+    assert {name: resolve_format(policy, name) for name in expected} == formats
+
+
+def test_a_map_gives_the_listed_type_to_compute_in():
+    policy = create_policy(compute={"kernel": "bf16", "bias": None, "default": "f32"})
+    assert [resolve_type(policy, "compute", name) for name in ("kernel", "bias", "scale", None)] == [
+        *(BF16, None, F32, F32)
+    ]
+
+
+@pytest.mark.parametrize("params", ["int8", {"default": "int8"}, {"default": "int8", "scale_inv": "bf16"}])
+def test_a_low_precision_format_is_for_weights_and_leaves_the_others_alone(params):
+    policy = Policy(params=params)
+    int8 = find_format("int8")
+    assert [resolve_format(policy, name) for name in ("kernel", "embedding", None)] == [int8] * 3
+    assert [resolve_format(policy, name) for name in ("bias", "scale", "zero_point")] == [None] * 3
+    scale = find_format("bf16") if "scale_inv" in params else None
+    assert resolve_format(policy, "scale_inv") == scale
 
 
 def test_no_policy_and_an_empty_one_leave_everything():
-    assert resolve_type(None, "params", "kernel") is None
-    assert resolve_type(Policy(), "compute", "kernel") is None
+    assert resolved(None, "kernel") == resolved(Policy(), "kernel") == (None, None, None)
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("f32", F32),
-        ("float32", F32),
-        (jnp.float32, F32),
-        (np.float16, F16),
-        ("bfloat16", BF16),
-        (jnp.bfloat16, BF16),
-        (np.dtype(ml_dtypes.bfloat16), BF16),
-        ("float8_e4m3fn", F8),
-        (jnp.float8_e4m3fn, F8),
+        ("f32", "f32"),
+        ("float32", "f32"),
+        (jnp.float32, "f32"),
+        (np.float16, "f16"),
+        ("bfloat16", "bf16"),
+        (jnp.bfloat16, "bf16"),
+        (np.dtype(ml_dtypes.bfloat16), "bf16"),
+        ("float8_e4m3fn", "f8_e4m3fn"),
+        (jnp.float8_e4m3fn, "f8_e4m3fn"),
+        (jnp.int8, "int8"),
+        (find_format("int4(group=64)"), "int4(group=64)"),
     ],
 )
-def test_types_are_short_names_long_names_and_numpy_or_jax_types(value, expected):
-    assert Policy(params=value).params == expected
+def test_formats_are_short_names_long_names_and_numpy_or_jax_types(value, expected):
+    found = Policy(params=value).params
+    assert (type(found), str(found)) == (type(find_format("f32")), expected)
 
 
 def test_a_cast_rounds_to_the_type_of_the_parameter():
@@ -115,13 +145,27 @@ def test_a_bare_cast_from_or_to_codes_is_refused(dtype, field, to, text):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"params": "bf61"}, "type 'bf61': is not a storage format. The closest are 'bf16', 'f16'"),
-        ({"compute": "f8_e4m3"}, "type 'f8_e4m3': is not a storage format. The closest are 'f8_e4m3fn'"),
-        ({"output": "quark"}, "type 'quark': is not a storage format. Known: f32, bf16, f16, f8_e4m3fn"),
+        ({"params": "bf61"}, "type 'bf61': is not a storage format. The closest are 'bf16', 'f16', 'bfp8'"),
+        ({"compute": "f8_e4m3"}, "type 'f8_e4m3': is not a storage format. The closest are 'f8_e4m3fn', 'f8_e5m2'"),
+        ({"output": "quark"}, f"type 'quark': is not a storage format. {KNOWN}"),
         ({"params": {"kernel": "f23"}}, "type 'f23': is not a storage format. The closest are 'f32'"),
-        # float64 exists in NumPy and is off in JAX; integers are no type to store weights in.
-        ({"params": np.float64}, "type 'float64': is not a storage format. Known: f32, bf16, f16, f8_e4m3fn"),
-        ({"params": jnp.int8}, "type 'int8': is not a storage format. Known: f32, bf16, f16, f8_e4m3fn"),
+        # float64 exists in NumPy and is off in JAX; int32 is no type to store weights in.
+        ({"params": np.float64}, f"type 'float64': is not a storage format. {KNOWN}"),
+        ({"params": "q4"}, f"type 'q4': is not a storage format. {KNOWN}"),
+        ({"params": np.int32}, "type 'int32': is not a storage format. The closest are 'int8', 'int4', 'f32'"),
+        (
+            {"params": {"kernel": "int8", "bias": "int8"}},
+            "Policy.params: cannot store 'bias' as int8, which is for weights "
+            "(expected kernel, embedding, default). Give 'bias' f32, bf16, f16 or None",
+        ),
+        (
+            {"params": {"scale": "mxfp4", "scale_inv": "f8_e4m3fn", "default": "mxfp4"}},
+            "2 problems\n"
+            "  - Policy.params: cannot store 'scale' as mxfp4, which is for weights "
+            "(expected kernel, embedding, default). Give 'scale' f32, bf16, f16 or None\n"
+            "  - Policy.params: cannot store 'scale_inv' as f8_e4m3fn, which is for weights "
+            "(expected kernel, embedding, default). Give 'scale_inv' f32, bf16, f16 or None",
+        ),
         (
             {"output": {"kernel": "bf16"}},
             "Policy.output: is what a whole layer returns and cannot be a map "
@@ -172,8 +216,8 @@ def test_a_policy_does_not_change_with_the_dict_it_was_made_from():
     policy = Policy(params=types)
     types["kernel"] = "f32"
     types["bias"] = "f32"
-    assert resolve_type(policy, "params", "kernel") == F16
-    assert resolve_type(policy, "params", "bias") is None
+    assert resolve_format(policy, "kernel") == find_format("f16")
+    assert resolve_format(policy, "bias") is None
 
 
 def test_names_are_those_that_a_map_lists_itself():
