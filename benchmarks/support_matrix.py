@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from bombus.models.registry import architectures
 from bombus.loader.layouts import COMPRESSED
+from bombus.models.registry import architectures
 from bombus.policies.formats import FORMATS, Format
 from bombus.policies.kinds import CHOICES, FLOATS, ROUNDING
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def _explain(options: argparse.Namespace) -> None:
         **_hub(options),
     )
     print(report.explain(options.path))
+    if options.policy == "auto":
+        print(f"policy: {report.plan.policy}", file=sys.stderr)
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -93,7 +96,12 @@ def _write(policy: bombus.MixedPrecision, output: str | None) -> None:
         print(text)
         return
     try:
-        Path(output).write_text(text + "\n", encoding="utf-8")
+        # What is there may be somebody's work.
+        with Path(output).open("x", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except FileExistsError as error:
+        remedy = "give another name, or remove it first"
+        raise PolicyError(Problem(subject="file", message="exists already", remedy=remedy), where=output) from error
     except OSError as error:
         raise PolicyError(Problem(subject="file", message=f"cannot be written: {error}"), where=output) from error
     print(output)

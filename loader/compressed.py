@@ -95,7 +95,8 @@ def _read_group(name: str, group: Any, known: str, problems: list[Problem]) -> G
         problems.append(_problem(field, repr(group), "an object with `targets` and `weights`"))
         return None
     inputs = group.get("input_activations")
-    if isinstance(inputs, Mapping) and inputs.get("dynamic") is False:
+    # Without a word they are static.
+    if isinstance(inputs, Mapping) and inputs.get("dynamic", False) is False:
         problems.append(_problem(f"{field}.input_activations.dynamic", "False", "activations quantized while running"))
     unknown = [target for target in targets if target[:1].isupper() and target != "Linear"]
     if unknown:

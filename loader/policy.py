@@ -38,7 +38,8 @@ def find_policy(
         policy = _SHIPPED
     if isinstance(policy, str) and policy in PRESETS:
         return load_preset(policy, models=names)
-    return as_precision(policy), str(policy) if isinstance(policy, os.PathLike) else None
+    is_file = isinstance(policy, os.PathLike) or (isinstance(policy, str) and policy.endswith(".json"))
+    return as_precision(policy), str(policy) if is_file else None
 
 
 def user_folder() -> Path:

@@ -113,7 +113,7 @@ def _read_block_shape(section: Mapping[str, Any]) -> tuple[int, int]:
 
 def _read_own(section: Mapping[str, Any]) -> OwnScheme:
     version, formats = section.get("version"), section.get("formats")
-    if version != _VERSION:
+    if type(version) is not int or version != _VERSION:
         raise refused("quantization_config.version", repr(version), f"{_VERSION}; a newer one needs a newer bombus")
     if not isinstance(formats, Mapping):
         raise refused("quantization_config.formats", repr(formats), "an object of layer: format")

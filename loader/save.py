@@ -37,7 +37,8 @@ def save_model(loaded: LoadedModel, folder: str | PathLike[str], *, max_shard_by
     _, layout = quantization_of(model)
     shards: list[dict[str, Callable[[], np.ndarray]]] = [{}]
     size = 0
-    for name, (nbytes, tensor) in _tensors(model, values, layout).items():
+    tensors = _tensors(model, values, layout)
+    for name, (nbytes, tensor) in tensors.items():
         if size and size + nbytes > max_shard_bytes:
             shards.append({})
             size = 0
@@ -51,7 +52,7 @@ def save_model(loaded: LoadedModel, folder: str | PathLike[str], *, max_shard_by
         os.replace(partial, folder / name)
     if count > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        total = sum(value.nbytes for value in values.values())
+        total = sum(nbytes for nbytes, _ in tensors.values())
         names.append(_write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}))
     names.append(_write_json(folder / "config.json", config_json(model)))
     generation = loaded.generation_config
@@ -107,22 +108,24 @@ def _tensors(
     tensors: dict[str, tuple[int, Callable[[], np.ndarray]]] = {}
 
     def add(name: str, leaf: str, value: jax.Array, format: Format, lies: Layout) -> None:
-        tensors[name] = (value.nbytes, lambda: lies.to_file(leaf, np.asarray(value), format))
+        size, dtype = lies.file_type(leaf, format, shape)
+        nbytes = int(np.prod(size, dtype=np.int64)) * dtype.itemsize
+        tensors[name] = (nbytes, lambda: lies.to_file(leaf, np.asarray(value), format))
 
     for path, format in model.formats.items():
         layer = path.rpartition(".")[0]
-        name = mapping.tensor(path)
+        name, shape = mapping.tensor(path), model.shapes[path]
         if not format.is_low:
             add(name, CODES, values[path], format, BLOCK_FP8)
             continue
         lies = layout or COMPRESSED[format.name][0]
         theirs = name.rpartition(".")[0]
         add(f"{theirs}.{lies.words[CODES]}", CODES, values[path], format, lies)
-        for part in format.parts(model.shapes[path]):
+        for part in format.parts(shape):
             add(f"{theirs}.{lies.words[part]}", part, values[f"{layer}.{part}"], format, lies)
         if "weight_shape" in lies.also and format.name.startswith("int"):
-            shape = np.array(model.shapes[path], np.int64)
-            tensors[f"{theirs}.weight_shape"] = (shape.nbytes, lambda shape=shape: shape)  # type: ignore[misc]
+            sizes = np.array(shape, np.int64)
+            tensors[f"{theirs}.weight_shape"] = (sizes.nbytes, lambda sizes=sizes: sizes)  # type: ignore[misc]
     return tensors
 
 

@@ -50,11 +50,11 @@ def storage_format(
     else:
         plain = decision.policy is None and found.is_low and undecided is not None
         stored = find_format(undecided) if plain else found
-    return _with_scale(stored, decisions[scale_path(path)], path) if stored.is_low else stored
+    return _with_scale(stored, decisions[scale_path(path)], decision.rule, path) if stored.is_low else stored
 
 
-def _with_scale(stored: Format, decision: Decision, path: str) -> Format:
-    """With the type of scale that a rule or a map says, if one names the scale itself."""
+def _with_scale(stored: Format, decision: Decision, rule: str | None, path: str) -> Format:
+    """With the type of scale that a rule or a map says, if one names the scale itself. `rule` decided the weight."""
     policy = decision.policy
     wanted = resolve_format(policy, "scale_inv")
     named = policy is not None and policy.names("params", "scale_inv")
@@ -64,6 +64,9 @@ def _with_scale(stored: Format, decision: Decision, path: str) -> Format:
     try:
         return stored.with_scale(wanted.dtype)
     except PolicyError as error:
+        if not exact and decision.rule != rule:
+            # A rule for other weights, whose scales have types to choose from.
+            return stored
         raise PolicyError(
             Problem(
                 subject=f"parameter {scale_path(path)}",

@@ -88,9 +88,10 @@ def decide_again(
     if on_conflict == "error" and conflicts:
         raise PolicyError(_conflicts(conflicts, earlier, wanted), where="policy")
     if on_conflict == "keep":
+        lost = any(path.rpartition(".")[2] not in PARTS for path in conflicts)
         wanted = {path: decision for path, decision in wanted.items() if path not in earlier}
         left = any(_counts(path, decision) for path, decision in wanted.items() if path in decisions)
-        if any(_counts(path, earlier[path]) for path in conflicts) and not left:
+        if lost and not left:
             raise PolicyError(_nothing_left(conflicts, earlier), where="policy")
     return {**decisions, **wanted}
 
