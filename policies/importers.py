@@ -25,8 +25,8 @@ _LAYERS = {
     "wo": "self_attention.output",
 }
 _FIDELITY = "fidelity_cfg"
-# What is no weight, and the values of it that ask for nothing.
-_OTHERS: Mapping[str, tuple[str, ...]] = {"kv_cache": ("bf16",), "activation": ("bf16", "mixed"), _FIDELITY: ()}
+# What is no weight, and the values of it that say what happens here anyway.
+_OTHERS: Mapping[str, tuple[str, ...]] = {"kv_cache": (), "activation": ("mixed",), _FIDELITY: ()}
 _SECTIONS = ("precision_cfg", _FIDELITY)
 _ALIASES = {"ff1_ff3": "ff1_3"}
 _FORM = "precision_cfg = {ff1_3: bfp4, wo: bfp8}, fidelity_cfg = {...}"

@@ -177,7 +177,7 @@ def test_both_spellings_of_names_and_values_are_read(name, value):
 
 
 def test_the_text_of_the_json_file_is_read_too():
-    text = ' {"decoders": {"0": {"precision_cfg": {"WO": "BF16", "KV_CACHE": "BF16", "ACTIVATION": "MIXED"}}}}'
+    text = ' {"decoders": {"0": {"precision_cfg": {"WO": "BF16", "ACTIVATION": "MIXED"}}}}'
     assert rules(from_tt_transformers(text)) == {OUT.format(0): "bf16"}
 
 
@@ -230,15 +230,17 @@ def test_a_parent_may_be_a_preset_and_a_decoder_may_name_nothing():
 
 
 def test_what_has_no_counterpart_here_is_refused_with_the_field():
-    data = decoders(_0={"KV_CACHE": "BFP8"}, _1={"KV_CACHE": "BFP8", "ACTIVATION": "BFP8"}, _2={"KV_CACHE": "BF16"})
+    data = decoders(_0={"KV_CACHE": "BFP8"}, _1={"KV_CACHE": "BFP8", "ACTIVATION": "BFP8"}, _2={"KV_CACHE": "BF16", "ACTIVATION": "BF16"})
     data["decoders"]["2"]["fidelity_cfg"] = {"LI_FF2": "LOFI"}
     with pytest.raises(PolicyError) as caught:
         from_tt_transformers(data)
     remedy = "Leave it out with ignore=('kv_cache', 'activation', 'fidelity_cfg')"
     assert str(caught.value) == (
-        "TT-Transformers: 3 problems\n"
+        "TT-Transformers: 5 problems\n"
         f"  - kv_cache of decoder {{0..1}}: has no counterpart here. {remedy}\n"
         f"  - activation of decoder 1: has no counterpart here. {remedy}\n"
+        f"  - kv_cache of decoder 2: has no counterpart here. {remedy}\n"
+        f"  - activation of decoder 2: has no counterpart here. {remedy}\n"
         f"  - fidelity_cfg of decoder 2: has no counterpart here. {remedy}"
     )
     with pytest.raises(PolicyError) as caught:
