@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from bombus.loader.hub import Repository, read_json
-from bombus.loader.safetensors import TensorInfo, read_header
+from bombus.loader.safetensors import read_header
+from bombus.loader.tensors import TensorInfo
 from bombus.policies.errors import CheckpointError, Problem
 
 WEIGHTS = "model.safetensors"

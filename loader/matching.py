@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bombus.loader.quantization import Scheme
-from bombus.loader.safetensors import TensorInfo
 from bombus.loader.sources import WIDE, Damage, Source, find_source
+from bombus.loader.tensors import TensorInfo
 from bombus.models.registry import architecture_of
 from bombus.models.spec import DecoderSpec
 from bombus.models.storage import is_weight

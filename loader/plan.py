@@ -11,8 +11,8 @@ import numpy as np
 
 from bombus.loader.matching import left_over, match_tensors, unexpected_tensor
 from bombus.loader.quantization import Scheme
-from bombus.loader.safetensors import TensorInfo
 from bombus.loader.sources import WIDE, Damage, Source
+from bombus.loader.tensors import TensorInfo
 from bombus.models.abstract import abstract_shapes
 from bombus.models.model import Model, decided_model
 from bombus.models.registry import architecture_of

@@ -12,7 +12,7 @@ from typing import Any
 
 from bombus.loader.compressed import Group, find_group, read_groups, refused, write_compressed
 from bombus.loader.layouts import BLOCK_FP8, CODES, COMPRESSED, OWN, Layout
-from bombus.loader.safetensors import TensorInfo
+from bombus.loader.tensors import TensorInfo
 from bombus.policies.errors import BombusError, Problem, SpecError
 from bombus.policies.formats import FORMATS, DType, Format, Shape, find_format
 

@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 from bombus.kernels import Weight, dequantize, requantize
 from bombus.loader.layouts import CODES
 from bombus.loader.plan import Entry, LoadPlan
-from bombus.loader.safetensors import TensorInfo, read_tensor, same_bytes
 from bombus.loader.sources import Source
+from bombus.loader.tensors import TensorInfo, same_bytes
 from bombus.models import Params
 from bombus.models.model import flat, nested, weight_leaves
 from bombus.models.storage import is_weight
@@ -50,7 +50,7 @@ def _read(entry: Entry, source: Source) -> dict[str, jax.Array]:
     """path -> array for one parameter, its parts included, as it is to be stored."""
     # XLA takes an aligned host buffer over without a copy on CPU; elsewhere it is freed after the transfer.
     if not is_weight(entry.path) or (entry.action in ("keep", "cast") and not source.format.is_low):
-        value = jax.device_put(_without_float64(read_tensor(source.tensor, source.info)))
+        value = jax.device_put(_without_float64(source.info.read(source.tensor)))
         return {entry.path: value if value.dtype == entry.format.dtype else _cast(value, entry.format.dtype)}
     weight = _read_weight(entry, source)
     if entry.action == "dequantize":
@@ -66,14 +66,14 @@ def _read(entry: Entry, source: Source) -> dict[str, jax.Array]:
 def _read_weight(entry: Entry, source: Source) -> Weight:
     """The weight as the file has it."""
     shape = (entry.shape[0], entry.shape[1])
-    host = _without_float64(read_tensor(source.tensor, source.info))
+    host = _without_float64(source.info.read(source.tensor))
     if not source.format.is_low:
         return Weight.plain(jax.device_put(host))
     layout, format = source.layout, source.format
     codes = jax.device_put(layout.from_file(CODES, host, format, shape))
     parts = {}
     for part, (name, info) in source.parts.items():
-        tensor = read_tensor(name, info).reshape(layout.file_type(part, format, shape)[0])
+        tensor = info.read(name).reshape(layout.file_type(part, format, shape)[0])
         array = layout.from_file(part, tensor, format, shape)
         if part != "zero_point":
             _check_scale(name, info, array)

@@ -1,24 +1,22 @@
-"""A strict reader of safetensors files: the header first, tensor bytes on demand.
+"""A strict reader of the headers of safetensors files.
 
 The format: a little-endian u64 with the header's length, the header (JSON), then the tensors' bytes. The reader
-refuses everything that the format forbids, says what the file seems to be instead, and reads with `pread`, so a
-file that is truncated meanwhile gives an error and not a dead process, as a mapped one would.
+refuses everything that the format forbids, and says what the file seems to be instead.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from bombus.loader.tensors import TensorInfo
 from bombus.policies.errors import CheckpointError, Problem, closest
 
 DTYPES = {
@@ -41,24 +39,6 @@ DTYPES = {
 }
 _MAX_HEADER = 100_000_000  # as in the reference implementation
 _MAX_DIMENSIONS = 64
-# XLA on CPU takes a host buffer over without a copy only at this alignment.
-_ALIGNMENT = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorInfo:
-    """What a header says about a tensor: its type, its shape, and where its bytes are in `file`."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        """The size in the file."""
-        return self.stop - self.start
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -86,52 +66,6 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     if problems:
         raise CheckpointError(problems, where=str(path))
     return tensors
-
-
-def read_tensor(name: str, info: TensorInfo) -> np.ndarray:
-    """The tensor's values in an aligned buffer of its own. Raises CheckpointError when the file has changed."""
-    buffer = np.empty(info.nbytes + _ALIGNMENT, np.uint8)
-    offset = -buffer.ctypes.data % _ALIGNMENT
-    target = buffer[offset : offset + info.nbytes]
-    try:
-        with info.file.open("rb", buffering=0) as file:
-            done = 0
-            while done < info.nbytes:
-                count = os.preadv(file.fileno(), [memoryview(target)[done:]], info.start + done)
-                if count == 0:
-                    break
-                done += count
-    except OSError as error:
-        problem = Problem(subject=f"tensor {name}", message=f"cannot be read: {error}")
-        raise CheckpointError(problem, where=str(info.file)) from error
-    if done < info.nbytes:
-        raise CheckpointError(
-            Problem(
-                subject=f"tensor {name}",
-                message="ends early: the file became shorter while it was read",
-                expected=f"{info.nbytes} bytes",
-                found=f"{done}",
-                remedy="download the file again",
-            ),
-            where=str(info.file),
-        )
-    return target.view(info.dtype).reshape(info.shape)
-
-
-def same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
-    """Whether two tensors hold the same bytes; compared in pieces, so that neither is held in memory."""
-    if first.nbytes != second.nbytes:
-        return False
-    with first.file.open("rb") as a, second.file.open("rb") as b:
-        a.seek(first.start)
-        b.seek(second.start)
-        left = first.nbytes
-        while left:
-            count = min(left, 1 << 20)
-            if a.read(count) != b.read(count):
-                return False
-            left -= count
-    return True
 
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:

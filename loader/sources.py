@@ -10,7 +10,7 @@ import numpy as np
 
 from bombus.loader.layouts import BLOCK_FP8, CODES, Layout
 from bombus.loader.quantization import Scheme
-from bombus.loader.safetensors import TensorInfo
+from bombus.loader.tensors import TensorInfo
 from bombus.models.storage import is_weight
 from bombus.policies.errors import Problem
 from bombus.policies.formats import FORMATS, DType, Format, find_format, type_name

@@ -11,7 +11,6 @@ import safetensors.numpy
 
 from bombus.loader.checkpoint import read_headers
 from bombus.loader.hub import open_repository
-from bombus.loader.safetensors import read_tensor
 from bombus.policies.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -42,7 +41,7 @@ def refusal(folder):
 def test_shards_are_read_by_the_index(tmp_path):
     write(tmp_path, {ONE: ["a", "b"], TWO: ["c"]})
     found = headers(tmp_path)
-    assert {name: (info.file.name, read_tensor(name, info).tolist()) for name, info in found.items()} == {
+    assert {name: (info.file.name, info.read(name).tolist()) for name, info in found.items()} == {
         "a": (ONE, [1.0, 1.0]),
         "b": (ONE, [2.0, 2.0]),
         "c": (TWO, [3.0, 3.0]),
@@ -164,7 +163,7 @@ def test_links_into_the_blobs_of_the_hugging_face_cache_are_followed(tmp_path):
     blobs.mkdir()
     safetensors.numpy.save_file({"a": np.ones((2,), np.float32)}, blobs / "4567")
     (snapshot / "model.safetensors").symlink_to("../../blobs/4567")
-    assert read_tensor("a", headers(snapshot)["a"]).tolist() == [1.0, 1.0]
+    assert headers(snapshot)["a"].read("a").tolist() == [1.0, 1.0]
 
 
 def test_a_link_to_nothing_is_a_missing_shard(tmp_path):

@@ -12,7 +12,7 @@ from bombus.loader.compressed import Group
 from bombus.loader.plan import make_plan
 from bombus.loader.quantization import CompressedScheme, Scheme
 from bombus.loader.report import LoadReport
-from bombus.loader.safetensors import TensorInfo
+from bombus.loader.tensors import TensorInfo
 from bombus.models.llama import LlamaSpec
 from bombus.models.model import flat
 from bombus.models.qwen3 import Qwen3Spec

@@ -15,9 +15,9 @@ from quantized_files import compressed, packed_integers, quantized, write
 from safetensors.numpy import save_file
 
 import bombus
-from bombus.loader import read
 from bombus.loader.hub import Repository
 from bombus.loader.policy import find_policy, user_folder
+from bombus.loader.tensors import TensorInfo
 from bombus.models.model import flat
 
 SIZES = {
@@ -226,7 +226,7 @@ def test_a_template_reads_no_tensor(tiny: Callable[..., Path], tmp_path: Path, m
     }
     section = json.loads((folder / "config.json").read_text())["quantization_config"]
     spoiled = write(folder, tmp_path, section, tensors)
-    monkeypatch.setattr(read, "read_tensor", None)
+    monkeypatch.setattr(TensorInfo, "read", None)
     assert bombus.policy_template(spoiled) == bombus.policy_template(folder)
 
 

@@ -230,7 +230,11 @@ def test_a_parent_may_be_a_preset_and_a_decoder_may_name_nothing():
 
 
 def test_what_has_no_counterpart_here_is_refused_with_the_field():
-    data = decoders(_0={"KV_CACHE": "BFP8"}, _1={"KV_CACHE": "BFP8", "ACTIVATION": "BFP8"}, _2={"KV_CACHE": "BF16", "ACTIVATION": "BF16"})
+    data = decoders(
+        _0={"KV_CACHE": "BFP8"},
+        _1={"KV_CACHE": "BFP8", "ACTIVATION": "BFP8"},
+        _2={"KV_CACHE": "BF16", "ACTIVATION": "BF16"},
+    )
     data["decoders"]["2"]["fidelity_cfg"] = {"LI_FF2": "LOFI"}
     with pytest.raises(PolicyError) as caught:
         from_tt_transformers(data)

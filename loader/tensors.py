@@ -1,0 +1,114 @@
+"""Tensors in files, whatever the format of the file: known by their headers, read one at a time.
+
+They are read with `pread` into memory of their own, so a file that is cut short meanwhile gives an error and not a
+dead process, as a mapped one would.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bombus.policies.errors import CheckpointError, Problem
+
+# XLA on CPU takes a host buffer over without a copy only at this alignment.
+ALIGNMENT = 64
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """What a header says about a tensor: its type, its shape, and where its bytes are in `file`, in C order.
+
+    stride: the distances in elements along each dimension, counted from `start`, of values that lie otherwise.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    stop: int
+    stride: tuple[int, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, name: str) -> np.ndarray:
+        """The values, in C order in an aligned buffer of their own. Raises CheckpointError when the file has changed.
+
+        `name` is what the error calls the tensor.
+        """
+        stored = self.stored_bytes(name).view(self.dtype)
+        if self.stride is None:
+            return stored.reshape(self.shape)
+        strides = [step * self.dtype.itemsize for step in self.stride]
+        values = np.lib.stride_tricks.as_strided(stored, self.shape, strides, writeable=False)
+        result = empty(self.shape, self.dtype)
+        result[...] = values
+        return result
+
+    def stored_bytes(self, name: str) -> np.ndarray:
+        """The bytes from `start` up to `stop`."""
+        target = empty((self.stop - self.start,), np.dtype(np.uint8))
+        try:
+            with self.file.open("rb", buffering=0) as file:
+                done = 0
+                while done < target.nbytes:
+                    count = os.preadv(file.fileno(), [memoryview(target)[done:]], self.start + done)
+                    if count == 0:
+                        break
+                    done += count
+        except OSError as error:
+            problem = Problem(subject=f"tensor {name}", message=f"cannot be read: {error}")
+            raise CheckpointError(problem, where=str(self.file)) from error
+        if done < target.nbytes:
+            raise ends_early(name, self.file, target.nbytes, done)
+        return target
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that XLA on CPU takes over without a copy; not initialised."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(nbytes + ALIGNMENT, np.uint8)
+    offset = -buffer.ctypes.data % ALIGNMENT
+    return buffer[offset : offset + nbytes].view(dtype).reshape(shape)
+
+
+def same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
+    """Whether two tensors hold the same bytes; compared in pieces where they lie in one, so neither is in memory."""
+    if first.nbytes != second.nbytes:
+        return False
+    pairs = zip(_pieces(first), _pieces(second), strict=True)
+    return all(a == b for a, b in pairs)
+
+
+def _pieces(info: TensorInfo) -> Iterator[bytes]:
+    if type(info) is not TensorInfo or info.stride is not None:
+        values = info.read("to compare").reshape(-1).view(np.uint8)
+        yield from (values[first : first + _PIECE].tobytes() for first in range(0, info.nbytes, _PIECE))
+        return
+    with info.file.open("rb") as file:
+        file.seek(info.start)
+        for first in range(0, info.nbytes, _PIECE):
+            yield file.read(min(_PIECE, info.nbytes - first))
+
+
+def ends_early(name: str, file: Path, expected: int, found: int) -> CheckpointError:
+    """The error of a tensor that a file no longer holds as a whole."""
+    return CheckpointError(
+        Problem(
+            subject=f"tensor {name}",
+            message="ends early: the file became shorter while it was read",
+            expected=f"{expected} bytes",
+            found=f"{found}",
+            remedy="download the file again",
+        ),
+        where=str(file),
+    )
