@@ -24,7 +24,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from qwen3_0_6b import SHAPE, _peak_memory, _reset_peak_memory
+from contenders import peak_memory, reset_peak_memory
+from qwen3_0_6b import SHAPE
 
 import bombus
 from bombus.testing import tiny_checkpoint
@@ -77,9 +78,9 @@ def measure(folder: Path, tokens: np.ndarray, options: argparse.Namespace) -> li
     gc.collect()
     rows, models, samples = [], {}, {}
     for name in options.policies:
-        before = _reset_peak_memory()
+        before = reset_peak_memory()
         loaded = models[name] = bombus.load_model(folder, policy=POLICIES[name], progress=False)
-        peak = _peak_memory() - before
+        peak = peak_memory() - before
         found = log_probabilities(loaded, tokens)
         rows.append(
             {

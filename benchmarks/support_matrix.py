@@ -18,7 +18,8 @@ import numpy as np
 from bombus.loader.layouts import COMPRESSED
 from bombus.models.registry import architectures
 from bombus.policies.formats import FORMATS, Format
-from bombus.policies.kinds import CHOICES, FLOATS, ROUNDING
+from bombus.policies.kinds import ROUNDING
+from bombus.policies.options import choices
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX, FORMATS_TABLE = "support-matrix", "formats"
@@ -64,8 +65,7 @@ def _choices(name: str, key: str, default: Any) -> str:
         return "channel, any number" if default == 0 else f"{default}, any number, channel"
     if key == "zero_points":
         return "without, with"
-    known = FLOATS if key == "scale" and not name.startswith("f8") else CHOICES[key]
-    return ", ".join([default, *(choice for choice in known if choice != default)])
+    return ", ".join([default, *(choice for choice in choices(name, key) if choice != default)])
 
 
 def with_table(readme: str, name: str, table: str) -> str:

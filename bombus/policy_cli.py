@@ -5,33 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import bombus
+from bombus.arguments import add_command, add_repository, read_policy, repository
 from bombus.policies.errors import PolicyError, Problem
 from bombus.policies.files import parse_json
 
-Add = Callable[..., argparse.ArgumentParser]
 
-
-def add_policy_commands(parent: argparse.ArgumentParser, add: Add, add_repository: Callable[..., None]) -> None:
+def add_policy_commands(parent: argparse.ArgumentParser) -> None:
     """Put the subcommands of `bombus policy` into its parser."""
     commands = parent.add_subparsers(required=True, metavar="COMMAND")
 
-    template = add(commands, "template", _template, "every weight with its format, to edit; reads headers only")
+    template = add_command(commands, "template", _template, "every weight with its format, to edit; reads headers only")
     add_repository(template)
     template.add_argument("--default-format", metavar="F", help="the format of every weight, like int8")
     template.add_argument("-o", "--output", metavar="FILE", help="write to a file, not to standard output")
 
-    explain = add(commands, "explain", _explain, "which rule of a policy decides for a parameter, and why")
+    explain = add_command(commands, "explain", _explain, "which rule of a policy decides for a parameter, and why")
     add_repository(explain)
     explain.add_argument("policy", help="a format, a preset, a JSON file, JSON itself, or auto")
     explain.add_argument("path", help="our path of a parameter, or the checkpoint's name of its tensor")
     explain.add_argument("--preserve-source-types", action="store_true", help="keep the formats of the file")
 
-    read = add(commands, "import", _import, "another project's configuration as a policy")
+    read = add_command(commands, "import", _import, "another project's configuration as a policy")
     read.add_argument("file", help="a JSON file, or the text of TT-Transformers' --optimizations")
     read.add_argument("--from", dest="project", required=True, choices=("tt-xla", "tt-transformers"))
     read.add_argument("--parent", metavar="POLICY", help="what decides the components that are missing")
@@ -39,13 +36,11 @@ def add_policy_commands(parent: argparse.ArgumentParser, add: Add, add_repositor
     read.add_argument("-o", "--output", metavar="FILE", help="write to a file, not to standard output")
 
 
-def read_policy(text: str | None) -> Any:
-    """What load_model takes as its policy, from an argument of the command line: JSON is parsed."""
-    return parse_json(text, where="--policy") if text is not None and text.lstrip().startswith("{") else text
-
-
 def _template(options: argparse.Namespace) -> None:
-    _write(bombus.policy_template(options.repo, default_format=options.default_format, **_hub(options)), options.output)
+    _write(
+        bombus.policy_template(options.repo, default_format=options.default_format, **repository(options)),
+        options.output,
+    )
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -53,7 +48,7 @@ def _explain(options: argparse.Namespace) -> None:
         options.repo,
         policy=read_policy(options.policy),
         preserve_source_types=options.preserve_source_types,
-        **_hub(options),
+        **repository(options),
     )
     print(report.explain(options.path))
     if options.policy == "auto":
@@ -72,15 +67,6 @@ def _import(options: argparse.Namespace) -> None:
     else:
         policy = bombus.from_tt_xla(parse_json(text, where=options.file) if text != options.file else text)
     _write(policy, options.output)
-
-
-def _hub(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "revision": options.revision,
-        "subfolder": options.subfolder,
-        "token": options.token,
-        "local_files_only": options.offline,
-    }
 
 
 def _read(path: Path) -> str:

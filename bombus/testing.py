@@ -22,7 +22,7 @@ from bombus.loader.quantization import write_block_fp8
 from bombus.models.abstract import abstract_shapes
 from bombus.models.registry import HEADS, Architecture, architectures
 from bombus.policies.errors import CheckpointError, Problem, SpecError, closest
-from bombus.policies.formats import Format, find_format
+from bombus.policies.formats import find_format, fp8_in_tiles
 
 # Sizes that are no multiples of 128: several tiles in both directions, partial ones at the edges.
 _TILES = {
@@ -154,7 +154,7 @@ def _values(path: str, shape: tuple[int, ...], seed: int, block_shape: tuple[int
     if path.endswith((".bias", ".embedding")):
         return 0.1 * normal
     # Tiles of different size of values, so that no two scales are equal.
-    grid = Format("f8_e4m3fn", (("tile", block_shape),)).grid(shape)
+    grid = fp8_in_tiles(block_shape).grid(shape)
     sizes = np.exp(random.uniform(np.log(0.5), np.log(2.0), grid))
     return 0.08 * normal * _per_weight(sizes.astype(np.float32), shape, block_shape)
 

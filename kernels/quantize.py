@@ -38,7 +38,7 @@ def quantize(values: jax.Array, format: Format, global_scale: jax.Array | None =
     if not format.is_low:
         return Weight(codes=values.astype(format.dtype), format=format.canonical, shape=shape)
     tiles = _tiled(values.astype(jnp.float32), format)
-    codes, parts = _nvfp4(tiles, global_scale) if format.name == "nvfp4" else _ENCODERS[format.name](tiles, format)
+    codes, parts = _nvfp4(tiles, global_scale) if format.kind.global_scale else _ENCODERS[format.name](tiles, format)
     codes = codes.reshape(codes.shape[0] * codes.shape[1], -1)[: shape[0], : shape[1]]
     # By themselves some would vanish: XLA:CPU's maximum drops NaN, and an exponent saturates.
     unknown = jnp.full((), jnp.nan, format.scale_type)
@@ -79,12 +79,12 @@ def _float8(tiles: jax.Array, format: Format) -> Encoded:
 
 
 def _integer(tiles: jax.Array, format: Format) -> Encoded:
-    if "zero_points" in format.kind.options and format.option("zero_points"):
+    if format.zero_points:
         return _affine(tiles, format)
     top = 2 ** (format.kind.bits - 1) - 1
     scale = _positive(_largest(tiles) / top, format.scale_type)
     codes = jnp.clip(jnp.round(tiles / _over(scale.astype(jnp.float32))), -top, top)
-    return (codes + 8).astype(jnp.uint8) if format.packed else codes.astype(jnp.int8), {"scale_inv": scale}
+    return (codes + format.kind.offset).astype(format.dtype), {"scale_inv": scale}
 
 
 def _affine(tiles: jax.Array, format: Format) -> Encoded:
@@ -108,8 +108,8 @@ def _bfp(tiles: jax.Array, format: Format) -> Encoded:
         better = (other_error < error) & (exponent > 8)
         codes = jnp.where(_over(better), other, codes)
         exponent = jnp.where(better, lower, exponent)
-    codes = (codes + 8).astype(jnp.uint8) if format.packed else codes.astype(jnp.int8)
-    return codes, {"scale_inv": lax.bitcast_convert_type(exponent.astype(jnp.uint8), jnp.float8_e8m0fnu)}
+    scale = lax.bitcast_convert_type(exponent.astype(jnp.uint8), jnp.float8_e8m0fnu)
+    return (codes + format.kind.offset).astype(format.dtype), {"scale_inv": scale}
 
 
 def _bfp_magnitudes(tiles: jax.Array, exponent: jax.Array, format: Format) -> jax.Array:
@@ -134,13 +134,13 @@ def _bfp_magnitudes(tiles: jax.Array, exponent: jax.Array, format: Format) -> ja
 
 def _bfp_error(tiles: jax.Array, codes: jax.Array, exponent: jax.Array, format: Format) -> jax.Array:
     step = lax.bitcast_convert_type(
-        jnp.maximum(exponent, 7).astype(jnp.uint32) - (format.kind.bits - 2) << 23, jnp.float32
+        jnp.maximum(exponent, 7).astype(jnp.uint32) - format.kind.fraction << 23, jnp.float32
     )
     return ((tiles - codes.astype(jnp.float32) * _over(step)) ** 2).sum(axis=(1, 3))
 
 
 def _mx(tiles: jax.Array, format: Format) -> Encoded:
-    element = format.option("element") if "element" in format.kind.options else "e2m1"
+    element = "e2m1" if format.kind.e2m1 else format.option("element")
     top_exponent, mantissa_bits, top = _MX_ELEMENTS[element]
     largest = _largest(tiles)
     if format.scale_rule == "ceil":

@@ -32,7 +32,7 @@ def requantize(weight: Weight, format: Format) -> Weight:
         return _requantize(weight, format)
     bounds = [(first, min(first + step, outputs)) for first in range(0, outputs, step)]
     shared = None
-    if format.name == "nvfp4":
+    if format.kind.global_scale:
         shared = global_scale_of(jnp.stack([_largest_of(weight.rows(*some)) for some in bounds]).max())
     # Waiting for each piece bounds the memory.
     pieces = [jax.block_until_ready(_requantize(weight.rows(*some), format, shared)) for some in bounds]

@@ -12,10 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bombus.policies.formats import Format, find_format
-
-# A bfp element is sign and magnitude of an integer; these make it the fraction that the block's exponent is for.
-BFP_STEPS = {"bfp8": 2.0**-6, "bfp4": 2.0**-2}
+from bombus.policies.formats import PARTS, Format, find_format
 
 
 @jax.tree_util.register_dataclass
@@ -45,8 +42,7 @@ class Weight:
     @property
     def parts(self) -> dict[str, jax.Array]:
         """name -> array of what there is beside the codes."""
-        named = {"scale_inv": self.scale_inv, "zero_point": self.zero_point, "global_scale": self.global_scale}
-        return {name: value for name, value in named.items() if value is not None}
+        return {name: part for name in PARTS if (part := getattr(self, name)) is not None}
 
 
 def dequantize(weight: Weight, dtype: jnp.dtype) -> jax.Array:
@@ -89,7 +85,7 @@ def _scales(weight: Weight, rows: jax.Array, inputs: slice) -> jax.Array:
     if stored == jnp.float8_e8m0fnu:
         # As the exponent of a float32. 2^-127 is no normal number: XLA:CPU takes it for zero. 255 is refused at load.
         scale = lax.bitcast_convert_type(scale.astype(jnp.uint32) << 23, jnp.float32)
-        return scale * BFP_STEPS.get(weight.format.name, 1.0)
+        return scale * 2.0**-weight.format.kind.fraction
     scale = lax.bitcast_convert_type(scale, stored)
     if stored == jnp.float8_e4m3fn:
         assert weight.global_scale is not None
@@ -124,7 +120,7 @@ def as_bits(values: jax.Array) -> jax.Array:
 
 def _elements(codes: jax.Array, format: Format) -> jax.Array:
     """The float32 values of codes, one in each place, before any scale."""
-    if format.name in ("mxfp4", "nvfp4"):
+    if format.kind.e2m1:
         return _decode_e2m1(codes)
     if codes.dtype == jnp.float8_e4m3fn:
         return decode_e4m3fn(codes)
@@ -133,8 +129,7 @@ def _elements(codes: jax.Array, format: Format) -> jax.Array:
         bits = lax.bitcast_convert_type(codes, jnp.uint8).astype(jnp.uint16) << 8
         return lax.bitcast_convert_type(bits, jnp.float16).astype(jnp.float32)
     values = codes.astype(jnp.float32)
-    has_offset = format.name == "bfp4" or (format.name == "int4" and not format.option("zero_points"))
-    return values - 8 if has_offset else values
+    return values - format.kind.offset if format.kind.offset and not format.zero_points else values
 
 
 def pack(codes: jax.Array) -> jax.Array:

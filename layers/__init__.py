@@ -6,7 +6,7 @@ from bombus.layers.cache import Cache, empty_cache
 from bombus.layers.dense import Dense, fp8_aware_dense
 from bombus.layers.embedding import Embedding
 from bombus.layers.feed_forward import GatedFeedForward
-from bombus.layers.layer import Layer
+from bombus.layers.layer import Layer, initial_values
 from bombus.layers.norm import RMSNorm
 from bombus.layers.rotary import Llama3Scaling, Rotary, rotate
 
@@ -25,5 +25,6 @@ __all__ = [
     "attend",
     "empty_cache",
     "fp8_aware_dense",
+    "initial_values",
     "rotate",
 ]

@@ -43,14 +43,13 @@ class Attention(nnx.Module):
         bias: bool = False,
         output_bias: bool = False,
         head_norm_epsilon: float | None = None,
-        rngs: nnx.Rngs,
     ) -> None:
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
-        self.query = Dense(hidden_size, num_heads * head_dim, bias=bias, rngs=rngs)
-        self.key = Dense(hidden_size, num_kv_heads * head_dim, bias=bias, rngs=rngs)
-        self.value = Dense(hidden_size, num_kv_heads * head_dim, bias=bias, rngs=rngs)
-        self.output = Dense(num_heads * head_dim, hidden_size, bias=output_bias, rngs=rngs)
+        self.query = Dense(hidden_size, num_heads * head_dim, bias=bias)
+        self.key = Dense(hidden_size, num_kv_heads * head_dim, bias=bias)
+        self.value = Dense(hidden_size, num_kv_heads * head_dim, bias=bias)
+        self.output = Dense(num_heads * head_dim, hidden_size, bias=output_bias)
         self.query_norm = None if head_norm_epsilon is None else RMSNorm(head_dim, epsilon=head_norm_epsilon)
         self.key_norm = None if head_norm_epsilon is None else RMSNorm(head_dim, epsilon=head_norm_epsilon)
 

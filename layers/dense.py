@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from bombus.kernels import Weight, product
-from bombus.layers.layer import WeightLayer
-from bombus.policies.formats import DType, Format
+from bombus.layers.layer import WeightLayer, declare
+from bombus.policies.formats import DType, fp8_in_tiles
 
 
 def fp8_aware_dense(
@@ -41,7 +40,7 @@ def fp8_aware_dense(
     if scale_inv is None:
         weight = Weight.plain(kernel)
     else:
-        format = Format("f8_e4m3fn", (("tile", block_shape),)).with_scale(scale_inv.dtype)
+        format = fp8_in_tiles(block_shape).with_scale(scale_inv.dtype)
         grid = format.grid(kernel.shape)
         if scale_inv.shape != grid:
             raise ValueError(
@@ -83,10 +82,9 @@ class Dense(WeightLayer):
         *,
         bias: bool = False,
         output_type: DType | None = None,
-        rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(outputs, inputs, rngs=rngs)
-        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
+        super().__init__(outputs, inputs)
+        self.bias = declare((outputs,), jnp.dtype(jnp.float32)) if bias else None
         self.output_type = output_type
 
     def __call__(self, x: jax.Array) -> jax.Array:

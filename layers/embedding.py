@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-from flax import nnx
 
 from bombus.kernels import lookup, product
 from bombus.layers.layer import WeightLayer
@@ -19,8 +18,8 @@ class Embedding(WeightLayer):
     weight_name = "embedding"
     dequantized_type: DType | None = None
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, rngs: nnx.Rngs) -> None:
-        super().__init__(vocab_size, hidden_size, rngs=rngs)
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__(vocab_size, hidden_size)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         # Rows first, then the cast: never a cast of the whole table.

@@ -35,13 +35,11 @@ def check_activation(name: str) -> None:
 class GatedFeedForward(nnx.Module):
     """x (..., D) -> output(activation(gate(x)) * intermediate(x)), (..., D)."""
 
-    def __init__(
-        self, hidden_size: int, intermediate_size: int, *, activation: str, bias: bool = False, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: str, bias: bool = False) -> None:
         check_activation(activation)
-        self.gate = Dense(hidden_size, intermediate_size, bias=bias, rngs=rngs)
-        self.intermediate = Dense(hidden_size, intermediate_size, bias=bias, rngs=rngs)
-        self.output = Dense(intermediate_size, hidden_size, bias=bias, rngs=rngs)
+        self.gate = Dense(hidden_size, intermediate_size, bias=bias)
+        self.intermediate = Dense(hidden_size, intermediate_size, bias=bias)
+        self.output = Dense(intermediate_size, hidden_size, bias=bias)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,4 +1,7 @@
-"""Layer: an nnx module whose parameters each follow a policy, and WeightLayer, whose weight has a storage format."""
+"""Layer: an nnx module whose parameters each follow a policy, and WeightLayer, whose weight has a storage format.
+
+Layers are made of shapes, not of arrays: a model makes the values or reads them, and binds them in.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bombus.kernels import Weight
-from bombus.policies.formats import DType, Format, find_format
+from bombus.policies.formats import PARTS, WEIGHTS, DType, Format, Shape, find_format
 from bombus.policies.policy import Policy, resolve_type
+
+
+def declare(shape: Shape, dtype: DType) -> nnx.Param:
+    """A parameter of this shape and type, without values."""
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
+
+
+def initial_values(name: str, key: jax.Array, shape: Shape) -> jax.Array:
+    """Float32 values for a parameter of this name: normal(0, 0.02) for weights, ones for scales, zeros for biases."""
+    if name in WEIGHTS:
+        # 0.02 is what transformers initialises with (`initializer_range`).
+        return 0.02 * jax.random.normal(key, shape, jnp.float32)
+    return {"scale": jnp.ones, "bias": jnp.zeros}[name](shape, jnp.float32)
 
 
 class Layer(nnx.Module):
@@ -37,9 +53,9 @@ class Layer(nnx.Module):
         return otherwise if found is None else found
 
     def store_as(self, name: str, format: Format) -> None:
-        """Make parameter `name` one of `format`; only its shape and type count, its values are lost."""
+        """Make parameter `name` one of `format`; its shape stays."""
         shape = getattr(self, name).get_value().shape
-        setattr(self, name, nnx.Param(jnp.zeros(shape, format.dtype)))
+        setattr(self, name, declare(shape, format.dtype))
 
 
 class WeightLayer(Layer):
@@ -47,12 +63,10 @@ class WeightLayer(Layer):
 
     weight_name: ClassVar[str]
 
-    def __init__(self, outputs: int, inputs: int, *, rngs: nnx.Rngs) -> None:
-        # 0.02 is what transformers initialises with (`initializer_range`).
-        values = 0.02 * jax.random.normal(rngs.params(), (outputs, inputs), jnp.float32)
-        setattr(self, self.weight_name, nnx.Param(values))
+    def __init__(self, outputs: int, inputs: int) -> None:
         self.shape = (outputs, inputs)
-        self.format = find_format(values.dtype)
+        self.format = find_format("f32")
+        setattr(self, self.weight_name, declare(self.shape, self.format.dtype))
         self.scale_inv: nnx.Param | None = nnx.data(None)
         self.zero_point: nnx.Param | None = nnx.data(None)
         self.global_scale: nnx.Param | None = nnx.data(None)
@@ -63,9 +77,9 @@ class WeightLayer(Layer):
             super().store_as(name, format)
             return
         self.format = format
-        setattr(self, name, nnx.Param(jnp.zeros(format.codes_shape(self.shape), format.dtype)))
+        setattr(self, name, declare(format.codes_shape(self.shape), format.dtype))
         for part, (shape, dtype) in format.parts(self.shape).items():
-            setattr(self, part, nnx.Param(jnp.zeros(shape, dtype)))
+            setattr(self, part, declare(shape, dtype))
 
     @property
     def weight(self) -> Weight:
@@ -74,6 +88,5 @@ class WeightLayer(Layer):
         if not self.format.is_low:
             # The type of the array counts, so that a module works with parameters that a user has cast.
             return Weight.plain(codes)
-        parts = {"scale_inv": self.scale_inv, "zero_point": self.zero_point, "global_scale": self.global_scale}
-        arrays = {name: part.get_value() for name, part in parts.items() if part is not None}
-        return Weight(codes=codes, **arrays, format=self.format, shape=self.shape)
+        parts = {name: part.get_value() for name in PARTS if (part := getattr(self, name)) is not None}
+        return Weight(codes=codes, **parts, format=self.format, shape=self.shape)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from bombus.layers.layer import Layer
+from bombus.layers.layer import Layer, declare
 
 
 class RMSNorm(Layer):
@@ -16,7 +15,7 @@ class RMSNorm(Layer):
     """
 
     def __init__(self, size: int, *, epsilon: float) -> None:
-        self.scale = nnx.Param(jnp.ones((size,), jnp.float32))
+        self.scale = declare((size,), jnp.dtype(jnp.float32))
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:

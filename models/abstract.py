@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from flax import nnx
@@ -16,21 +18,21 @@ from bombus.policies.formats import Format
 def abstract_module(spec: DecoderSpec, formats: Mapping[str, Format]) -> nnx.Module:
     """The module tree with shapes in place of arrays, stored as `formats` says where it names a parameter."""
 
-    def build() -> nnx.Module:
-        module = architecture_of(spec).build(spec, nnx.Rngs(0))
-        layers = named_layers(module)
-        for path, format in formats.items():
-            layer, _, name = path.rpartition(".")
-            layers[layer].store_as(name, format)
-        return module
-
-    return nnx.eval_shape(build)
+    module = architecture_of(spec).build(spec)
+    layers = named_layers(module)
+    for path, format in formats.items():
+        layer, _, name = path.rpartition(".")
+        layers[layer].store_as(name, format)
+    return module
 
 
-def abstract_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+# A load asks for them more than once, and building a module of many layers takes a good part of a second.
+@lru_cache(maxsize=8)
+def abstract_shapes(spec: DecoderSpec) -> Mapping[str, tuple[int, ...]]:
     """The shape of every parameter of a model of `spec`, by path."""
     state = nnx.state(abstract_module(spec, {}))
-    return {dotted(key): variable.get_value().shape for key, variable in nnx.to_flat_state(state)}
+    shapes = {dotted(key): variable.get_value().shape for key, variable in nnx.to_flat_state(state)}
+    return MappingProxyType(shapes)
 
 
 def named_layers(module: nnx.Module) -> dict[str, Layer]:

@@ -37,8 +37,8 @@ class Output:
 class Embedder(nnx.Module):
     """Holds the token embedding."""
 
-    def __init__(self, spec: DecoderSpec, *, rngs: nnx.Rngs) -> None:
-        self.token_embedding = Embedding(spec.vocab_size, spec.hidden_size, rngs=rngs)
+    def __init__(self, spec: DecoderSpec) -> None:
+        self.token_embedding = Embedding(spec.vocab_size, spec.hidden_size)
 
 
 class Blocks(nnx.Module):
@@ -51,22 +51,22 @@ class Blocks(nnx.Module):
 class Head(nnx.Module):
     """Holds the output layer of a head."""
 
-    def __init__(self, hidden_size: int, outputs: int, *, rngs: nnx.Rngs) -> None:
-        self.output = Dense(hidden_size, outputs, output_type=_LOGITS_TYPE, rngs=rngs)
+    def __init__(self, hidden_size: int, outputs: int) -> None:
+        self.output = Dense(hidden_size, outputs, output_type=_LOGITS_TYPE)
 
 
 class DecoderModel(nnx.Module):
     """tokens (B, T) -> Output. `block` builds one decoder block; `spec.head` chooses the head."""
 
-    def __init__(self, spec: DecoderSpec, block: Callable[[Any, nnx.Rngs], Block], *, rngs: nnx.Rngs) -> None:
+    def __init__(self, spec: DecoderSpec, block: Callable[[Any], Block]) -> None:
         self.spec = spec
-        self.embedder = Embedder(spec, rngs=rngs)
-        self.decoder = Blocks([block(spec, rngs) for _ in range(spec.num_blocks)])
+        self.embedder = Embedder(spec)
+        self.decoder = Blocks([block(spec) for _ in range(spec.num_blocks)])
         self.output_norm = RMSNorm(spec.hidden_size, epsilon=spec.norm_epsilon)
         if spec.head == "sequence_classification":
-            self.sequence_classification_head = Head(spec.hidden_size, spec.num_labels, rngs=rngs)
+            self.sequence_classification_head = Head(spec.hidden_size, spec.num_labels)
         if spec.head == "causal_lm" and not spec.tie_word_embeddings:
-            self.language_modeling_head = Head(spec.hidden_size, spec.vocab_size, rngs=rngs)
+            self.language_modeling_head = Head(spec.hidden_size, spec.vocab_size)
 
     def __call__(
         self,

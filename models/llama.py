@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flax import nnx
-
 from bombus.layers import Attention, Block, GatedFeedForward
 from bombus.models.decoder import DECODER_LAYERS, DecoderModel
 from bombus.models.mapping import ParameterMapping
@@ -26,7 +24,7 @@ class LlamaSpec(DecoderSpec):
     mlp_bias: bool = hf("mlp_bias", default=False)
 
 
-def llama_block(spec: LlamaSpec, rngs: nnx.Rngs) -> Block:
+def llama_block(spec: LlamaSpec) -> Block:
     """One decoder block of Llama."""
     return Block(
         self_attention=Attention(
@@ -36,14 +34,12 @@ def llama_block(spec: LlamaSpec, rngs: nnx.Rngs) -> Block:
             head_dim=spec.head_dim,
             bias=spec.attention_bias,
             output_bias=spec.attention_bias,
-            rngs=rngs,
         ),
         ffn=GatedFeedForward(
             spec.hidden_size,
             spec.intermediate_size,
             activation=spec.activation,
             bias=spec.mlp_bias,
-            rngs=rngs,
         ),
         hidden_size=spec.hidden_size,
         norm_epsilon=spec.norm_epsilon,
@@ -62,7 +58,7 @@ register(
     Architecture(
         name="llama",
         spec=LlamaSpec,
-        build=lambda spec, rngs: DecoderModel(spec, llama_block, rngs=rngs),
+        build=lambda spec: DecoderModel(spec, llama_block),
         mapping=MAPPING,
         classes={
             "LlamaForCausalLM": "causal_lm",

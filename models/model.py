@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,12 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bombus.kernels import Weight, quantize
-from bombus.layers import Cache, Embedding, empty_cache
+from bombus.layers import Cache, Embedding, empty_cache, initial_values
 from bombus.models.abstract import abstract_module, abstract_shapes, dotted, named_layers
 from bombus.models.decoder import Output
 from bombus.models.registry import Architecture, architecture_of
 from bombus.models.spec import DecoderSpec
-from bombus.models.storage import is_weight, nameable, scale_path, storage_format
+from bombus.models.storage import is_weight, nameable, part_paths, scale_path, storage_format
 from bombus.policies import Decision, as_precision
 from bombus.policies.errors import PolicyError, Problem
 from bombus.policies.formats import DType, Format, find_format
@@ -145,13 +146,15 @@ class Model:
         return block.self_attention.key(block.self_attention_norm(module.embedder.token_embedding(tokens)))
 
     def _init(self, key: jax.Array) -> Params:
-        module = self.architecture.build(self.spec, nnx.Rngs(key))
-        values = {dotted(key): variable.get_value() for key, variable in nnx.to_flat_state(nnx.state(module))}
-        for path, value in list(values.items()):
+        values: dict[str, jax.Array] = {}
+        for path, shape in self.shapes.items():
+            # A key of its own for every path, so that other parameters do not change its values.
+            own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            drawn = initial_values(path.rpartition(".")[2], own, shape)
             if is_weight(path):
-                values |= weight_leaves(path, quantize(value, self.formats[path]))
+                values |= weight_leaves(path, quantize(drawn, self.formats[path]))
             else:
-                values[path] = value.astype(self.formats[path].dtype)
+                values[path] = drawn.astype(self.formats[path].dtype)
         return nested(values)
 
 
@@ -211,8 +214,8 @@ def decided_model(
 
 def weight_leaves(path: str, weight: Weight) -> dict[str, jax.Array]:
     """path -> array for the codes and the parts of the weight at `path`."""
-    layer = path.rpartition(".")[0]
-    return {path: weight.codes, **{f"{layer}.{name}": part for name, part in weight.parts.items()}}
+    paths = part_paths(path, weight.format, weight.shape)
+    return {path: weight.codes, **{paths[part]: array for part, array in weight.parts.items()}}
 
 
 def flat(params: Mapping[str, Any]) -> dict[str, Any]:

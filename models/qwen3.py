@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flax import nnx
-
 from bombus.layers import Attention, Block, GatedFeedForward
 from bombus.models.decoder import DECODER_LAYERS, DecoderModel
 from bombus.models.mapping import ParameterMapping
@@ -29,7 +27,7 @@ class Qwen3Spec(DecoderSpec):
     max_positions: int = hf("max_position_embeddings", default=32768)
 
 
-def qwen3_block(spec: Qwen3Spec, rngs: nnx.Rngs) -> Block:
+def qwen3_block(spec: Qwen3Spec) -> Block:
     """One decoder block of Qwen3."""
     return Block(
         self_attention=Attention(
@@ -40,9 +38,8 @@ def qwen3_block(spec: Qwen3Spec, rngs: nnx.Rngs) -> Block:
             bias=spec.attention_bias,
             output_bias=spec.attention_bias,
             head_norm_epsilon=spec.norm_epsilon,
-            rngs=rngs,
         ),
-        ffn=GatedFeedForward(spec.hidden_size, spec.intermediate_size, activation=spec.activation, rngs=rngs),
+        ffn=GatedFeedForward(spec.hidden_size, spec.intermediate_size, activation=spec.activation),
         hidden_size=spec.hidden_size,
         norm_epsilon=spec.norm_epsilon,
     )
@@ -62,7 +59,7 @@ register(
     Architecture(
         name="qwen3",
         spec=Qwen3Spec,
-        build=lambda spec, rngs: DecoderModel(spec, qwen3_block, rngs=rngs),
+        build=lambda spec: DecoderModel(spec, qwen3_block),
         mapping=MAPPING,
         classes={
             "Qwen3ForCausalLM": "causal_lm",

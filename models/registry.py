@@ -21,7 +21,7 @@ class Architecture:
 
     name: str
     spec: type[DecoderSpec]
-    build: Callable[..., nnx.Module]
+    build: Callable[[Any], nnx.Module]
     mapping: ParameterMapping
     classes: Mapping[str, str]
 

@@ -6,12 +6,18 @@ from collections.abc import Iterable, Mapping
 
 from bombus.policies import Decision, resolve_format, resolve_type
 from bombus.policies.errors import PolicyError, Problem
-from bombus.policies.formats import WEIGHTS, DType, Format, find_format
+from bombus.policies.formats import WEIGHTS, DType, Format, Shape, find_format
 
 
 def scale_path(path: str) -> str:
     """The path of the scales that the weight at `path` has, or would have in a low-precision format."""
     return f"{path.rpartition('.')[0]}.scale_inv"
+
+
+def part_paths(path: str, format: Format, shape: Shape) -> dict[str, str]:
+    """part -> path of what the weight at `path` has beside its codes."""
+    layer = path.rpartition(".")[0]
+    return {part: f"{layer}.{part}" for part in format.parts(shape)}
 
 
 def is_weight(path: str) -> bool:

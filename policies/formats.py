@@ -33,6 +33,7 @@ __all__ = [
     "Shape",
     "find_format",
     "find_type",
+    "fp8_in_tiles",
     "is_low_precision",
     "type_name",
 ]
@@ -93,6 +94,11 @@ class Format:
         """How the shared exponent of a block is found."""
         return self.option(ROUNDING)
 
+    @property
+    def zero_points(self) -> bool:
+        """Whether every tile says which code is zero."""
+        return "zero_points" in self.kind.options and self.option("zero_points")
+
     @cached_property
     def canonical(self) -> Format:
         """This format without what is default or only says how values were rounded: equal when the bits mean alike."""
@@ -109,9 +115,11 @@ class Format:
 
         Scales that become powers of two change too much for that.
         """
-        ours, theirs = ({**dict(form.canonical.options), "scale": None} for form in (self, other))
-        coarser = SCALES["e8m0"] == other.scale_type != self.scale_type if other.is_low else False
-        return self.is_low and self.name == other.name and ours == theirs and not coarser
+        if not self.is_low or self.name != other.name:
+            return False
+        coarser = other.scale_type != self.scale_type and other.scale_type == SCALES["e8m0"]
+        rest = (key for key in self.kind.options if key != "scale")
+        return not coarser and all(self.option(key) == other.option(key) for key in rest)
 
     def asked_of(self, found: Format) -> Format:
         """What a weight that is stored as `found` becomes when this format is asked for.
@@ -143,9 +151,9 @@ class Format:
         if not self.is_low:
             return {}
         parts: dict[str, tuple[Shape, DType]] = {"scale_inv": (self.grid(shape), self.scale_type)}
-        if self.kind.options.get("zero_points") is not None and self.option("zero_points"):
+        if self.zero_points:
             parts["zero_point"] = (self.grid(shape), np.dtype(np.uint8))
-        if self.name == "nvfp4":
+        if self.kind.global_scale:
             parts["global_scale"] = ((1,), np.dtype(np.float32))
         return parts
 
@@ -205,13 +213,17 @@ def find_type(value: Any) -> DType:
     if found.is_low:
         raise PolicyError(
             Problem(
-                subject=f"type {found}", message="is a storage format; nothing is computed in it", expected=_COMPUTABLE
+                subject=f"type {found}",
+                message="is a storage format; nothing is computed in it",
+                expected=f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}",
             )
         )
     return found.dtype
 
 
-_COMPUTABLE = "f32, bf16 or f16"
+def fp8_in_tiles(tile: tuple[int, int]) -> Format:
+    """f8_e4m3fn with a scale for every tile of (outputs, inputs)."""
+    return Format("f8_e4m3fn", (("tile", tile),))
 
 
 def type_name(dtype: Any) -> str:

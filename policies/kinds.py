@@ -55,7 +55,11 @@ ROUNDING = "scale_rule"
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What the registry says of a name: the type of the codes' array, bits of a code, its options' defaults."""
+    """What the registry says of a name: the type of the codes' array, bits of a code, its options' defaults.
+
+    offset: what is taken from a code, unless it has a zero point. fraction: how many bits of an element are behind
+    its point. e2m1: whether elements are. global_scale: whether scales are over one number for the tensor.
+    """
 
     dtype: DType
     bits: int
@@ -63,6 +67,10 @@ class Kind:
     block: int = 0
     scale: str = "f32"
     rules: tuple[str, ...] = ()
+    offset: int = 0
+    fraction: int = 0
+    e2m1: bool = False
+    global_scale: bool = False
 
 
 _FP8_OPTIONS = {"tile": (128, 128), "scale": "f32"}
@@ -77,10 +85,30 @@ FORMATS: Mapping[str, Kind] = MappingProxyType(
         "f8_e4m3fn": Kind(dtype=np.dtype(jnp.float8_e4m3fn), bits=8, options=_FP8_OPTIONS),
         "f8_e5m2": Kind(dtype=np.dtype(jnp.float8_e5m2), bits=8, options=_FP8_OPTIONS),
         "int8": Kind(dtype=np.dtype(np.int8), bits=8, options={"group": 0, "scale": "f32"}),
-        "int4": Kind(dtype=np.dtype(np.uint8), bits=4, options={"group": 128, "zero_points": False, "scale": "bf16"}),
-        "bfp8": Kind(dtype=np.dtype(np.int8), bits=8, options={"axis": "in"}, block=16, scale="e8m0", rules=_BFP_RULES),
+        "int4": Kind(
+            dtype=np.dtype(np.uint8),
+            bits=4,
+            options={"group": 128, "zero_points": False, "scale": "bf16"},
+            offset=8,
+        ),
+        "bfp8": Kind(
+            dtype=np.dtype(np.int8),
+            bits=8,
+            options={"axis": "in"},
+            block=16,
+            scale="e8m0",
+            rules=_BFP_RULES,
+            fraction=6,
+        ),
         "bfp4": Kind(
-            dtype=np.dtype(np.uint8), bits=4, options={"axis": "in"}, block=16, scale="e8m0", rules=_BFP_RULES
+            dtype=np.dtype(np.uint8),
+            bits=4,
+            options={"axis": "in"},
+            block=16,
+            scale="e8m0",
+            rules=_BFP_RULES,
+            offset=8,
+            fraction=2,
         ),
         "mxfp8": Kind(
             dtype=np.dtype(jnp.float8_e4m3fn),
@@ -90,7 +118,7 @@ FORMATS: Mapping[str, Kind] = MappingProxyType(
             scale="e8m0",
             rules=_MX_RULES,
         ),
-        "mxfp4": Kind(dtype=np.dtype(np.uint8), bits=4, block=32, scale="e8m0", rules=_MX_RULES),
-        "nvfp4": Kind(dtype=np.dtype(np.uint8), bits=4, block=16, scale="f8_e4m3fn"),
+        "mxfp4": Kind(dtype=np.dtype(np.uint8), bits=4, block=32, scale="e8m0", rules=_MX_RULES, e2m1=True),
+        "nvfp4": Kind(dtype=np.dtype(np.uint8), bits=4, block=16, scale="f8_e4m3fn", e2m1=True, global_scale=True),
     }
 )

@@ -32,6 +32,13 @@ def checked_options(name: str, options: Mapping[str, Any]) -> tuple[tuple[str, A
     return tuple((key, _value(name, key, options[key])) for key in known if key in options)
 
 
+def choices(name: str, key: str) -> tuple[Any, ...]:
+    """What an option of a format may be, where it is one of a few: neither a tile nor a group."""
+    if key == ROUNDING:
+        return FORMATS[name].rules
+    return FLOATS if key == "scale" and not name.startswith("f8") else CHOICES[key]
+
+
 def _value(name: str, key: str, value: Any) -> Any:
     if key == "tile":
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(value))
@@ -46,13 +53,10 @@ def _value(name: str, key: str, value: Any) -> Any:
         if str(value).isdecimal() and int(value) > 0:
             return int(value)
         raise _refused(name, f"group={value}", "is not a size", "channel, or the number of inputs, like 64")
-    choices = FORMATS[name].rules if key == ROUNDING else CHOICES[key]
-    if key == "scale" and not name.startswith("f8"):
-        choices = FLOATS
-    texts = {str(choice).lower(): choice for choice in choices}
+    texts = {str(choice).lower(): choice for choice in choices(name, key)}
     if str(value).lower() in texts:
         return texts[str(value).lower()]
-    raise _refused(name, f"{key}={value}", "is not known", ", ".join(map(str, choices)))
+    raise _refused(name, f"{key}={value}", "is not known", ", ".join(map(str, choices(name, key))))
 
 
 def _refused(name: str, part: str, message: str, expected: str) -> PolicyError:

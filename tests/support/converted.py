@@ -7,22 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy_formats
+import quantized_files
 
 import bombus
 from bombus.models.model import flat
 
-# Kernels of 34 x 35 and 35 x 34: partial tiles and groups, and two shapes to compile for.
-SIZES = {
-    "preset": "original",
-    "num_blocks": 1,
-    "vocab_size": 34,
-    "hidden_size": 35,
-    "intermediate_size": 34,
-    "num_heads": 1,
-    "num_kv_heads": 1,
-    "head_dim": 34,
-    "block_shape": (16, 24),
-}
+SIZES = {**quantized_files.SIZES, "block_shape": (16, 24)}
 GATE, UP, DOWN = (f"decoder.blocks.0.ffn.{name}.kernel" for name in ("gate", "intermediate", "output"))
 QUERY, EMBEDDING = "decoder.blocks.0.self_attention.query.kernel", "embedder.token_embedding.embedding"
 NORM = "output_norm.scale"

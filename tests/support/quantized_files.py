@@ -20,6 +20,17 @@ import numpy_formats
 from safetensors.numpy import load_file, save_file
 
 Tensors = dict[str, np.ndarray]
+# Kernels of 34 x 35 and 35 x 34: in no direction whole words of int32, groups or tiles; and two shapes to compile for.
+SIZES = {
+    "preset": "original",
+    "num_blocks": 1,
+    "vocab_size": 34,
+    "hidden_size": 35,
+    "intermediate_size": 34,
+    "num_heads": 1,
+    "num_kv_heads": 1,
+    "head_dim": 34,
+}
 KERNEL = re.compile(r"model\.layers\.\d+\..*_proj")
 
 
