@@ -1,207 +1,210 @@
-"""Where a checkpoint's files are: a local folder, or the Hugging Face hub. Only this file reaches the network."""
+"""The Hugging Face hub: the files of one repository, all of one commit. Only this file reaches the network."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
-from typing import Any, TypedDict, Unpack
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from huggingface_hub import constants, file_exists, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfFileMetadata,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
+    DisabledRepoError,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tqdm.auto import tqdm
+from huggingface_hub.utils import http_stream_backoff, validate_repo_id
 
-from bombus.policies.errors import CheckpointError, HubError, Problem, SpecError
+from bombus.loader import hub_problems as problems
+from bombus.policies.errors import HubError, Problem
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# Seconds between requests to a hub that answers with an error of its own (5xx); a few, so that it is soon said.
+_PAUSES = (1.0, 2.0, 4.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Repository:
-    """A source of files. `folder` is set for a local one; else `name` is an id on the hub.
-
-    The environment variables of huggingface_hub (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, ...) apply.
-    """
+@dataclass(kw_only=True)
+class HubFiles:
+    """The files of a repository on the hub. `commit` is set by the first file; all later ones are taken from it."""
 
     name: str
-    folder: Path | None = None
+    where: str
     revision: str | None = None
-    subfolder: str | None = None
     token: str | bool | None = None
-    cache_dir: str | PathLike[str] | None = None
+    cache_dir: Path | None = None
     local_files_only: bool = False
+    commit: str | None = None
 
-    def __str__(self) -> str:
-        return self.name if self.revision is None else f"{self.name}@{self.revision}"
-
-    def find(self, filename: str) -> Path | None:
-        """The local path of a file, fetched when it has to be; None when the repository does not have it."""
-        if self.folder is not None:
-            return _local(self.folder / (self.subfolder or "") / filename)
-        name = f"{self.subfolder}/{filename}" if self.subfolder else filename
-        cache = None if self.cache_dir is None else Path(self.cache_dir)
-        if self.offline:
-            # Not hf_hub_download(local_files_only=True), which may still ask the hub about other things.
-            cached = try_to_load_from_cache(self.name, name, cache_dir=cache, revision=self.revision)
-            return Path(cached) if isinstance(cached, str) else None
-        try:
-            return Path(
-                hf_hub_download(
-                    self.name,
-                    name,
-                    revision=self.revision,
-                    token=self.token,
-                    cache_dir=cache,
-                )
-            )
-        except LocalEntryNotFoundError as error:
-            raise HubError(self._missing(filename), where=str(self)) from error
-        except EntryNotFoundError:
-            return None
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise HubError(self._problem(filename, error), where=str(self)) from error
-
-    def require(self, filename: str, remedy: str) -> Path:
-        """Like `find`. Raises CheckpointError with `remedy` when the repository does not have the file."""
-        path = self.find(filename)
-        if path is None and self.offline:
-            raise HubError(self._missing(filename), where=str(self))
-        if path is None:
-            inside = f" in subfolder {self.subfolder!r}" if self.subfolder else ""
-            raise CheckpointError(
-                Problem(subject=f"file {filename}", message=f"is not there{inside}", remedy=remedy), where=str(self)
-            )
-        return path
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            self.commit = self.revision
 
     @property
     def offline(self) -> bool:
-        """Whether only files that are on this machine already may be used, of a repository on the hub."""
-        return self.folder is None and (self.local_files_only or constants.HF_HUB_OFFLINE)
+        """Whether only files that are on this machine already may be used."""
+        return self.local_files_only or constants.HF_HUB_OFFLINE
 
-    def has(self, filename: str) -> bool:
-        """Whether the repository has the file; it is not fetched."""
-        if self.folder is not None or self.offline:
-            return self.find(filename) is not None
-        name = f"{self.subfolder}/{filename}" if self.subfolder else filename
-        return file_exists(self.name, name, revision=self.revision, token=self.token)
+    def find(self, name: str) -> Path | None:
+        """The path of a file in the local cache, fetched when it has to be; None when the repository lacks it.
 
-    def fetch(self, filenames: Iterable[str], *, progress: bool | None = None) -> tuple[dict[str, Path], list[str]]:
-        """(paths of the files that are there, names of those that are not).
-
-        `progress` shows a bar over the files of a hub repository; None shows it in a terminal or notebook.
+        Offline, None is also for a file that is not in the cache. A hub that cannot be asked is no error for what is
+        in the cache: then its commit is used. Raises HubError.
         """
-        names = list(filenames)
-        if self.folder is None:
-            names_shown: Iterable[str] = tqdm(
-                names, desc=f"files of {self.name}", unit="file", disable=None if progress is None else not progress
+        cached = self.cached(name)
+        if self.offline or (self.commit is not None and cached is not None):
+            return self._pinned(name, cached) if cached else None
+        try:
+            asked = self._ask(name, patient=cached is None)
+        except HubError as error:
+            if cached is None or isinstance(error.__context__, RevisionNotFoundError):
+                raise
+            return self._pinned(name, cached) if cached else None
+        if cached and asked is not None and asked.commit_hash == _commit(cached, name):
+            return self._pinned(name, cached)
+        return self._download(name, asked)
+
+    def has(self, name: str) -> bool:
+        """Whether the repository has a file; it is not fetched. Raises HubError."""
+        cached = self.cached(name)
+        if self.offline or (self.commit is not None and cached is not None):
+            return bool(cached)
+        return self._ask(name, patient=True) is not None
+
+    def cached(self, name: str) -> Path | Literal[False] | None:
+        """The path of a file in the local cache, False when it is known not to exist, None when it is not known."""
+        found = try_to_load_from_cache(self.name, name, cache_dir=self.cache_dir, revision=self.commit or self.revision)
+        if found is None:
+            return None
+        return Path(found) if isinstance(found, str) else False
+
+    def _ask(self, name: str, *, patient: bool) -> HfFileMetadata | None:
+        """What the hub says about a file; None when it is not there.
+
+        hf_hub_download asks by itself, but a hub that does not answer costs it up to six minutes, and one that
+        limits its rate any time.
+        """
+        url = hf_hub_url(self.name, name, revision=self.commit or self.revision)
+        for pause in (*_PAUSES, None):
+            try:
+                found = get_hf_file_metadata(url, token=self.token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+                break
+            except EntryNotFoundError:
+                return None
+            except HfHubHTTPError as error:
+                if not patient or pause is None or error.response.status_code < 500:
+                    raise self._error(name, error) from None
+                time.sleep(pause)
+            except Exception as error:  # of the HTTP library below, whose classes are not huggingface_hub's to name
+                raise self._error(name, error, reached=False) from None
+        if not (_is_plain(found.commit_hash) and _is_plain(found.etag)):
+            raise HubError(problems.no_hub(name), where=self.where)
+        return found
+
+    def _download(self, name: str, asked: HfFileMetadata | None) -> Path | None:
+        try:
+            # For a file that is not there as well: the cache remembers that it is not.
+            path = Path(
+                hf_hub_download(
+                    self.name,
+                    name,
+                    revision=self.commit or self.revision,
+                    token=self.token,
+                    cache_dir=self.cache_dir,
+                )
             )
+        except LocalEntryNotFoundError as error:
+            cause = error.__cause__ or error
+            raise self._error(name, cause, reached=isinstance(cause, HfHubHTTPError)) from None
+        except EntryNotFoundError as error:
+            commit = error.response.headers.get("X-Repo-Commit") if isinstance(error, HfHubHTTPError) else None
+            self.commit = self.commit or (commit if _is_plain(commit) else None)
+            return None
+        except Exception as error:
+            # A length that is not the announced one is an OSError without a number.
+            if type(error) is OSError and error.errno is None and asked is not None and _sends_page(asked.location):
+                raise HubError(problems.page(name), where=self.where) from None
+            raise self._error(name, error, size=asked.size if asked else None) from None
+        with path.open("rb") as file:
+            start = file.read(200)
+        if _is_page(start):
+            # Left in the cache it would be taken for the file for ever.
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            raise HubError(problems.page(name), where=self.where)
+        return self._pinned(name, path)
+
+    def _pinned(self, name: str, path: Path) -> Path:
+        self.commit = _commit(path, name)
+        return path
+
+    def _error(self, name: str, error: BaseException, *, reached: bool = True, size: int | None = None) -> HubError:
+        known = next((problem for kind, problem in _KNOWN.items() if isinstance(error, kind)), None)
+        if known is not None:
+            problem = known
+        elif isinstance(error, RevisionNotFoundError):
+            problem = problems.no_revision(self.commit or self.revision)
+        elif isinstance(error, HfHubHTTPError):
+            response = error.response
+            answer = f"{response.status_code} {response.reason_phrase}"
+            if error.server_message:
+                answer += f": {problems.line(error.server_message)}"
+            problem = problems.refused(name, response.status_code, answer, response.headers)
         else:
-            names_shown = names
-        found = {name: self.find(name) for name in names_shown}
-        return {n: p for n, p in found.items() if p is not None}, [n for n, p in found.items() if p is None]
-
-    def _missing(self, filename: str) -> Problem:
-        if self.offline:
-            return Problem(
-                subject=f"file {filename}",
-                message="is not in the local cache, and the network is switched off",
-                remedy="unset HF_HUB_OFFLINE and local_files_only, or download the repository first",
-            )
-        return Problem(
-            subject=f"file {filename}",
-            message="is not in the local cache, and the hub cannot be reached",
-            remedy="check the network and HF_ENDPOINT, or give the path of a local folder",
-        )
-
-    def _problem(self, filename: str, error: Exception) -> Problem:
-        if isinstance(error, GatedRepoError):
-            return Problem(
-                subject="repository",
-                message="is gated",
-                remedy="accept its terms on the hub, then log in with `hf auth login` or pass token=",
-            )
-        if isinstance(error, RepositoryNotFoundError):
-            return Problem(
-                subject="repository",
-                message="does not exist on the hub, or is private; there is no local folder of that name either",
-                remedy="check the spelling, or pass token= for a private repository",
-            )
-        if isinstance(error, RevisionNotFoundError):
-            return Problem(
-                subject=f"revision {self.revision!r}", message="does not exist", remedy="leave it out for the newest"
-            )
-        first_line = next(iter(str(error).strip().splitlines()), repr(error))
-        return Problem(
-            subject=f"file {filename}",
-            message=f"could not be fetched: {first_line}",
-            remedy="try again, or check HF_ENDPOINT, HF_TOKEN and the free disk space",
-        )
+            problem = problems.broken_off(name, error, size) if reached else problems.unreachable(name, error)
+        if isinstance(self.token, str):
+            problem = replace(problem, message=problem.message.replace(self.token, "<secret>"))
+        return HubError(problem, where=self.where)
 
 
-class HubOptions(TypedDict, total=False):
-    """What every function that takes a repository accepts for one on the hub; huggingface_hub's meanings."""
-
-    revision: str | None
-    subfolder: str | None
-    token: str | bool | None
-    cache_dir: str | PathLike[str] | None
-    local_files_only: bool
-
-
-def open_repository(repo: str | PathLike[str], **options: Unpack[HubOptions]) -> Repository:
-    """A Repository for a local folder or a hub id. Raises HubError when `repo` can be neither."""
-    name = str(repo)
-    folder = Path(repo).expanduser()
-    if folder.is_dir():
-        if options.get("revision") is not None:
-            problem = Problem(subject="revision", message="has no meaning for a local folder", remedy="leave it out")
-            raise HubError(problem, where=name)
-        return Repository(name=name, folder=folder, subfolder=options.get("subfolder"))
-    if folder.is_file():
-        raise HubError(
-            Problem(subject="repository", message="is a file", remedy=f"give its folder, {folder.parent}"), where=name
-        )
-    if isinstance(repo, PathLike) or not _REPO_ID.fullmatch(name):
-        raise HubError(
-            Problem(
-                subject="repository",
-                message="there is no such folder, and it is not the form of a hub id",
-                expected="a folder with config.json, or an id like Qwen/Qwen3-0.6B",
-            ),
-            where=name,
-        )
-    return Repository(name=name, **options)
+# The first that fits: to huggingface_hub a gated repository is one that was not found.
+_KNOWN = {
+    GatedRepoError: problems.GATED,
+    RepositoryNotFoundError: problems.NOT_FOUND,
+    DisabledRepoError: problems.DISABLED,
+    LocalTokenNotFoundError: problems.NO_TOKEN,
+}
 
 
-def read_json(path: Path, kind: type[CheckpointError] | type[SpecError] = SpecError) -> dict[str, Any]:
-    """The JSON object in a file. Raises `kind` when it is not one."""
+def check_id(name: str) -> None:
+    """Nothing. Raises HubError when `name` cannot be the id of a repository."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        problem = Problem(subject="file", message=f"is not valid JSON: {error}", remedy="download it again")
-        raise kind(problem, where=str(path)) from error
-    if not isinstance(value, dict):
-        raise kind(Problem(subject="file", message="must hold a JSON object", found=repr(value)[:80]), where=str(path))
-    return value
+        validate_repo_id(name)
+    except HFValidationError as error:
+        problem = Problem(subject="repository", message=f"is not an id of the hub: {problems.line(error)}")
+        raise HubError(problem, where=name) from None
 
 
-def _local(path: Path) -> Path | None:
-    if not path.exists():
-        return None
-    if not path.is_file():
-        raise CheckpointError(
-            Problem(subject="file", message="is not a regular file", remedy="replace it by the real file"),
-            where=str(path),
-        )
-    return path
+def _commit(path: Path, name: str) -> str:
+    """The commit of a file in the cache, from its path: snapshots/COMMIT/NAME."""
+    return path.parents[len(PurePosixPath(name).parts) - 1].name
+
+
+def _is_plain(word: str | None) -> bool:
+    """Whether a word of the hub's can be a name in the cache."""
+    return bool(word and re.fullmatch(r"\w[\w.-]*", word))
+
+
+def _is_page(start: bytes) -> bool:
+    return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
+def _sends_page(url: str) -> bool:
+    """Whether an address, asked without a token, sends an HTML page."""
+    try:
+        with http_stream_backoff("GET", url, max_retries=0, timeout=constants.HF_HUB_ETAG_TIMEOUT) as response:
+            return _is_page(next(response.iter_bytes(200), b""))
+    except Exception:  # then it is not known, and the length is what is said to be wrong
+        return False

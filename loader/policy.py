@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bombus.loader.hub import Repository
+from bombus.loader.repository import Repository
 from bombus.models.storage import is_weight
 from bombus.policies import MixedPrecision, Policy, as_policy, as_precision, load_preset
 from bombus.policies.files import PRESETS
