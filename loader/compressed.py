@@ -1,7 +1,7 @@
 """compressed-tensors' part of config.json: groups of layers and how their weights are stored, read and written.
 
-Source: the compressed-tensors package's QuantizationConfig and QuantizationArgs. Only weights count: activations that
-are quantized while running ("dynamic") are computed here in the type that the policy says.
+Source: the compressed-tensors package's QuantizationConfig and QuantizationArgs. Only weights count: activations and
+the cache are computed here in the type that the policy says, and their scales are in the report of the load.
 """
 
 from __future__ import annotations
@@ -61,8 +61,6 @@ def read_groups(section: Mapping[str, Any]) -> tuple[tuple[Group, ...], tuple[st
         problems.append(_problem("format", repr(known), ", ".join(_KNOWN)))
     if section.get("transform_config"):
         problems.append(_problem("transform_config", repr(section["transform_config"]), "nothing, or an empty object"))
-    if section.get("kv_cache_scheme") is not None:
-        problems.append(_problem("kv_cache_scheme", repr(section["kv_cache_scheme"]), "null"))
     sections = section.get("config_groups")
     if not isinstance(sections, Mapping) or not sections:
         problems.append(_problem("config_groups", repr(sections), "an object of groups"))
@@ -91,13 +89,11 @@ def _read_group(name: str, group: Any, known: str, problems: list[Problem]) -> G
     field = f"config_groups.{name}"
     weights = group.get("weights") if isinstance(group, Mapping) else None
     targets = group.get("targets") if isinstance(group, Mapping) else None
+    if isinstance(group, Mapping) and weights is None and group.get("input_activations"):
+        return None  # of activations alone, such as those of attention
     if not isinstance(weights, Mapping) or not isinstance(targets, list) or not all(type(t) is str for t in targets):
         problems.append(_problem(field, repr(group), "an object with `targets` and `weights`"))
         return None
-    inputs = group.get("input_activations")
-    # Without a word they are static.
-    if isinstance(inputs, Mapping) and inputs.get("dynamic", False) is False:
-        problems.append(_problem(f"{field}.input_activations.dynamic", "False", "activations quantized while running"))
     unknown = [target for target in targets if target[:1].isupper() and target != "Linear"]
     if unknown:
         problems.append(_problem(f"{field}.targets", unknown[0], "'Linear', names of layers, or re: and an expression"))
@@ -171,31 +167,33 @@ def _arguments(format: Format) -> dict[str, Any]:
     """compressed-tensors' QuantizationArgs of a format."""
     rows, columns = format.tile
     whole = {(1, 0): "channel", (0, 0): "tensor"}.get(format.tile)
-    strategy = "tensor_group" if format.name == "nvfp4" else whole or ("group" if rows == 1 else "block")
+    strategy = "tensor_group" if format.kind.global_scale else whole or ("group" if rows == 1 else "block")
     return {
         "num_bits": format.kind.bits,
         "type": "int" if format.name.startswith("int") else "float",
         "strategy": strategy,
         "group_size": columns if "group" in strategy else None,
         "block_structure": [rows, columns] if strategy == "block" else None,
-        "symmetric": not (format.name == "int4" and format.option("zero_points")),
+        "symmetric": not format.zero_points,
         "dynamic": False,
         **({"scale_dtype": "torch.uint8"} if format.name.startswith("mx") else {}),
-        **({"scale_dtype": "torch.float8_e4m3fn"} if format.name == "nvfp4" else {}),
+        **({"scale_dtype": "torch.float8_e4m3fn"} if format.kind.global_scale else {}),
     }
 
 
-def refused(field: str, found: str, expected: str) -> SpecError:
-    """The error of a field of the quantization that is not supported."""
-    return SpecError(_problem(field.removeprefix(f"{_FIELD}."), found, expected), where="config.json")
-
-
-def _problem(field: str, found: str, expected: str) -> Problem:
-    name = field if field == _FIELD else f"{_FIELD}.{field}"
-    return Problem(
-        subject=f"field {name!r}",
+def refused(
+    field: str, found: str, expected: str, remedy: str | None = None, *, where: str = "config.json"
+) -> SpecError:
+    """The error of a field about quantization that is not supported; `field` with what it is in, by dots."""
+    problem = Problem(
+        subject=f"field {field!r}",
         message="is not supported",
         expected=expected,
         found=found,
-        remedy="look for a BF16 or block-FP8 version of this checkpoint",
+        remedy=remedy or "look for a BF16 or block-FP8 version of this checkpoint",
     )
+    return SpecError(problem, where=where)
+
+
+def _problem(field: str, found: str, expected: str) -> Problem:
+    return refused(f"{_FIELD}.{field}", found, expected).problems[0]

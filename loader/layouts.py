@@ -1,7 +1,8 @@
 """How weights lie in files: the tensors' names, shapes and types for each storage format, by convention.
 
-As in memory (this project's own layout and block FP8) or as compressed-tensors writes them: 4- and 8-bit integers
-offset to unsigned and packed into int32 words, e8m0 scales as bytes. Names are "LAYER." and the words of a layout.
+As in memory (this project's own layout and block FP8), as compressed-tensors writes them (4- and 8-bit integers
+offset to unsigned and packed into int32 words, e8m0 scales as bytes), and as NVIDIA's modelopt and OpenAI's gpt-oss
+do. GPTQ's and AWQ's, which lie the other way round, are in qweight.py.
 """
 
 from __future__ import annotations
@@ -20,10 +21,17 @@ CODES = "codes"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Weights as they are in memory. `words`: what the names of the codes' and of each part's tensor end with."""
+    """Weights as they are in memory. `words`: what the names of the codes' and of each part's tensor end with.
+
+    told: the same for tensors that only repeat what is known; they are compared.
+    """
 
     words: Mapping[str, str]
-    also: tuple[str, ...] = ()  # tensors that say nothing which is not known
+    told: tuple[str, ...] = ()
+
+    def name(self, layer: str, leaf: str) -> str:
+        """The name of the tensor of the codes or of a part of a layer's weight."""
+        return f"{layer}.{self.words[leaf]}"
 
     def file_type(self, leaf: str, format: Format, shape: Shape) -> tuple[Shape, DType]:
         """The (shape, type) of the tensor of the codes or of a part, for a weight of this shape."""
@@ -35,7 +43,13 @@ class Layout:
 
     def from_file(self, leaf: str, tensor: np.ndarray, format: Format, shape: Shape) -> np.ndarray:
         """The array that a tensor holds, for a weight of this shape; the inverse of `to_file`."""
-        return tensor
+        # Scales that are powers of two are often written as raw bytes.
+        raw = leaf == "scale_inv" and format.scale_type == _E8M0 and tensor.dtype == np.uint8
+        return tensor.view(_E8M0) if raw else tensor
+
+    def contradiction(self, word: str, tensor: np.ndarray, format: Format, shape: Shape) -> str | None:
+        """What should stand in a tensor of `told` and does not; None if it is as it should be."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +59,23 @@ class CompressedLayout(Layout):
     def file_type(self, leaf: str, format: Format, shape: Shape) -> tuple[Shape, DType]:
         """See Layout."""
         size, dtype = super().file_type(leaf, format, shape)
+        if leaf == "scale_inv" and format.tile == (0, 0):
+            size = (1,)  # as vLLM wants the scale of a whole tensor
         return size, np.dtype(np.uint8) if dtype == _E8M0 else dtype
 
     def to_file(self, leaf: str, array: np.ndarray, format: Format) -> np.ndarray:
         """See Layout."""
-        if leaf == "scale_inv" and format.tile == (0, 0):
-            return array.reshape(1)  # as vLLM wants the scale of a whole tensor
-        return array.view(np.uint8) if array.dtype == _E8M0 else array
+        stored = array.view(np.uint8) if array.dtype == _E8M0 else array
+        return stored.reshape(1) if leaf == "scale_inv" and format.tile == (0, 0) else stored
 
     def from_file(self, leaf: str, tensor: np.ndarray, format: Format, shape: Shape) -> np.ndarray:
         """See Layout."""
-        return tensor.view(_E8M0) if leaf == "scale_inv" and format.scale_type == _E8M0 else tensor
+        array = super().from_file(leaf, tensor, format, shape)
+        return array.reshape(format.grid(shape)) if leaf == "scale_inv" else array
+
+    def contradiction(self, word: str, tensor: np.ndarray, format: Format, shape: Shape) -> str | None:
+        """See Layout."""
+        return None if tensor.tolist() == list(shape) else f"the shape of the weight, {list(shape)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +95,7 @@ class PackedLayout(CompressedLayout):
     def to_file(self, leaf: str, array: np.ndarray, format: Format) -> np.ndarray:
         """See Layout."""
         if leaf == "zero_point":
-            codes = _padded(array.T, 8)
-            return np.ascontiguousarray(_words(codes[:, ::2] | codes[:, 1::2] << 4).T)
+            return np.ascontiguousarray(_words(pack_bytes(_padded(array.T, 8))).T)
         if leaf != CODES:
             return super().to_file(leaf, array, format)
         return _words(array if format.packed else array.view(np.uint8) ^ 0x80)
@@ -85,11 +104,26 @@ class PackedLayout(CompressedLayout):
         """See Layout."""
         if leaf == "zero_point":
             packed = np.ascontiguousarray(tensor.T).view(np.uint8)
-            return np.ascontiguousarray(_nibbles(packed)[:, : shape[0]].T)
+            return np.ascontiguousarray(nibbles(packed)[:, : shape[0]].T)
         if leaf != CODES:
             return super().from_file(leaf, tensor, format, shape)
         codes = np.ascontiguousarray(tensor.view(np.uint8)[:, : format.codes_shape(shape)[1]])
         return codes if format.packed else (codes ^ 0x80).view(np.int8)
+
+    def contradiction(self, word: str, tensor: np.ndarray, format: Format, shape: Shape) -> str | None:
+        """See Layout."""
+        if word != "weight_g_idx":
+            return super().contradiction(word, tensor, format, shape)
+        # The package fills it with -1 until an order is found.
+        return None if (tensor == -1).all() else out_of_order(tensor, format, shape)
+
+
+def out_of_order(g_idx: np.ndarray, format: Format, shape: Shape) -> str | None:
+    """What should stand in the numbers of the groups of the inputs, if it is not that they are in their order."""
+    group = format.tile[1] or shape[1]
+    if np.array_equal(g_idx, np.arange(shape[1]) // group):
+        return None
+    return f"groups of {group} inputs in their order (desc_act is not supported)"
 
 
 def _padded(array: np.ndarray, multiple: int) -> np.ndarray:
@@ -101,8 +135,46 @@ def _words(codes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(_padded(codes, 4)).view(np.int32)
 
 
-def _nibbles(packed: np.ndarray) -> np.ndarray:
+def pack_bytes(codes: np.ndarray) -> np.ndarray:
+    """4-bit codes (R, n), n even, two a byte (R, n/2), the first in the low half."""
+    return codes[:, ::2] | codes[:, 1::2] << 4
+
+
+def nibbles(packed: np.ndarray) -> np.ndarray:
+    """The 4-bit codes in bytes; the inverse of `pack_bytes`."""
     return np.stack((packed & 15, packed >> 4), axis=-1).reshape(packed.shape[0], -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReciprocalLayout(Layout):
+    """modelopt's nvfp4, whose scale of the whole tensor multiplies, where ours and compressed-tensors' divides."""
+
+    def from_file(self, leaf: str, tensor: np.ndarray, format: Format, shape: Shape) -> np.ndarray:
+        """See Layout."""
+        if leaf == "global_scale":
+            with np.errstate(divide="ignore"):
+                return np.float32(1) / tensor
+        return super().from_file(leaf, tensor, format, shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksLayout(CompressedLayout):
+    """gpt-oss's mxfp4: the codes of every block of 32 inputs are a dimension, and names have no last word."""
+
+    def name(self, layer: str, leaf: str) -> str:
+        """See Layout."""
+        return f"{layer}_{self.words[leaf]}"
+
+    def file_type(self, leaf: str, format: Format, shape: Shape) -> tuple[Shape, DType]:
+        """See Layout."""
+        size, dtype = super().file_type(leaf, format, shape)
+        return ((*format.grid(shape), 16), dtype) if leaf == CODES else (size, dtype)
+
+    def from_file(self, leaf: str, tensor: np.ndarray, format: Format, shape: Shape) -> np.ndarray:
+        """See Layout."""
+        if leaf == CODES:
+            return np.ascontiguousarray(tensor.reshape(shape[0], -1)[:, : format.codes_shape(shape)[1]])
+        return super().from_file(leaf, tensor, format, shape)
 
 
 BLOCK_FP8 = Layout(words={CODES: "weight", "scale_inv": "weight_scale_inv"})
@@ -115,21 +187,25 @@ OWN = Layout(
         "global_scale": "weight_global_scale",
     }
 )
-_PACKED = PackedLayout(
+PACKED = PackedLayout(
     words={CODES: "weight_packed", "scale_inv": "weight_scale", "zero_point": "weight_zero_point"},
-    also=("weight_shape",),
+    told=("weight_shape", "weight_g_idx"),
 )
-_UNPACKED = CompressedLayout(words={CODES: "weight", "scale_inv": "weight_scale"})
-_FP4 = CompressedLayout(
+UNPACKED = CompressedLayout(words={CODES: "weight", "scale_inv": "weight_scale"})
+PACKED_FP4 = CompressedLayout(
     words={CODES: "weight_packed", "scale_inv": "weight_scale", "global_scale": "weight_global_scale"},
-    also=("weight_shape", "input_global_scale"),
+    told=("weight_shape",),
 )
-# The first is the one that is written. int8 packed is what vLLM runs with weights alone in 8 bits.
-COMPRESSED: Mapping[str, tuple[Layout, ...]] = {
-    "int4": (_PACKED,),
-    "int8": (_PACKED, _UNPACKED),
-    "f8_e4m3fn": (_UNPACKED,),
-    "mxfp8": (_UNPACKED,),
-    "mxfp4": (_FP4,),
-    "nvfp4": (_FP4,),
+MODELOPT_FP4 = ReciprocalLayout(
+    words={CODES: "weight", "scale_inv": "weight_scale", "global_scale": "weight_scale_2"},
+)
+BLOCKS = BlocksLayout(words={CODES: "blocks", "scale_inv": "scales"})
+# How compressed-tensors writes each format. int8 packed is what vLLM runs with weights alone in 8 bits.
+COMPRESSED: Mapping[str, Layout] = {
+    "int4": PACKED,
+    "int8": PACKED,
+    "f8_e4m3fn": UNPACKED,
+    "mxfp8": UNPACKED,
+    "mxfp4": PACKED_FP4,
+    "nvfp4": PACKED_FP4,
 }

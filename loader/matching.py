@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from bombus.loader.quantization import Scheme
+from bombus.loader.conventions import ACTIVATION_WORDS, CACHE_WORDS, SCALE_WORDS, Scheme, find_stored
+from bombus.loader.layouts import BLOCKS
 from bombus.loader.sources import WIDE, Damage, Source, find_source
 from bombus.loader.tensors import TensorInfo
 from bombus.models.registry import architecture_of
@@ -17,8 +18,9 @@ from bombus.policies.formats import type_name
 
 def unexpected_tensor(name: str, headers: Mapping[str, TensorInfo]) -> Problem:
     """The problem of a tensor that no parameter reads."""
-    weight = name.removesuffix("_scale_inv")
-    if weight != name and weight in headers and headers[weight].dtype in WIDE:
+    layer, _, word = name.rpartition(".")
+    weight = f"{layer}.weight"
+    if word in SCALE_WORDS and weight in headers and headers[weight].dtype in WIDE:
         return Problem(
             subject=f"tensor {name}",
             message=f"is a scale, but {weight} is {type_name(headers[weight].dtype)}",
@@ -67,11 +69,11 @@ def match_tensors(
         source = find_source(path, name, shape, headers, scheme)
         tied = mapping.tied_tensor(path) if spec.tie_word_embeddings else None
         copy = find_source(path, tied, shape, headers, scheme) if tied is not None else None
-        if tied is not None and copy is not None and _is_there(tied, headers):
+        if tied is not None and copy is not None and _is_there(tied, shape, headers, scheme):
             if isinstance(source, Source):
                 problem = _compare(tied, copy, source, headers)
                 match.problems.extend(problem)
-            elif not _is_there(name, headers):
+            elif not _is_there(name, shape, headers, scheme):
                 source = copy
         if isinstance(source, Source):
             match.sources[path] = source
@@ -80,39 +82,64 @@ def match_tensors(
     return match
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeftOver:
+    """Tensors that no parameter reads, by why.
+
+    unused: this model may do without them. activation_scales: of activations or a cache that a checkpoint wants
+    quantized too, and that are not here. unexpected: they should not be there. beside_codes: those of them that stand
+    beside low-precision codes, whose meaning they may change.
+    """
+
+    unused: list[str] = field(default_factory=list)
+    activation_scales: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    beside_codes: list[str] = field(default_factory=list)
+
+
 def left_over(
     spec: DecoderSpec,
     shapes: Mapping[str, tuple[int, ...]],
     spell: Callable[[str], str],
     headers: Mapping[str, TensorInfo],
     match: Match,
-) -> tuple[list[str], list[str]]:
-    """(tensors that this model may do without, tensors that it should not have)."""
+) -> LeftOver:
+    """What becomes of every tensor that is not read."""
     mapping = architecture_of(spec).mapping
     tensors = {path: spell(mapping.tensor(path)) for path in shapes}
     named = {*tensors.values(), *(mapping.tied_tensor(path) for path in shapes if spec.tie_word_embeddings)}
     for source in match.sources.values():
-        layer = source.tensor.rpartition(".")[0]
-        named |= {source.tensor, *(name for name, _ in source.parts.values()), *source.copies}
-        named |= {f"{layer}.{word}" for word in source.layout.also}
+        named |= {*source.names, *source.copies}
     # The tensors of a weight that is refused are part of that problem, not another one.
-    refused = [f"{tensors[path].rpartition('.')[0]}." for path in match.missing if is_weight(path)]
+    layers = [tensors[path].rpartition(".")[0] for path in match.missing if is_weight(path)]
+    refused = [
+        *(f"{layer}." for layer in layers),
+        *(BLOCKS.name(layer, leaf) for layer in layers for leaf in BLOCKS.words),
+    ]
     refused += [f"{tied}_" for path in shapes if spec.tie_word_embeddings and (tied := mapping.tied_tensor(path))]
     named |= {name for name in headers if name.startswith(tuple(refused))}
     read_layers = {name.rpartition(".")[0] for name in named if name}
-    unused: list[str] = []
-    unexpected: list[str] = []
+    quantized = {source.layer for source in match.sources.values() if source.format.is_low}
+    result = LeftOver()
     for name in headers:
         if name in named:
             continue
-        another_head = mapping.belongs_to_a_head(name) and name.rpartition(".")[0] not in read_layers
-        (unused if another_head or mapping.is_ignored(name) else unexpected).append(name)
-    return unused, unexpected
+        layer, _, word = name.rpartition(".")
+        another_head = mapping.belongs_to_a_head(name) and layer not in read_layers
+        if another_head or mapping.is_ignored(name):
+            result.unused.append(name)
+        elif (word in ACTIVATION_WORDS and layer in quantized) or (word in CACHE_WORDS and quantized):
+            result.activation_scales.append(name)
+        else:
+            result.unexpected.append(name)
+            if layer in quantized and word != "bias":
+                result.beside_codes.append(name)
+    return result
 
 
-def _is_there(tensor: str, headers: Mapping[str, TensorInfo]) -> bool:
+def _is_there(tensor: str, shape: tuple[int, ...], headers: Mapping[str, TensorInfo], scheme: Scheme) -> bool:
     """Whether the weight with this name is there, in whatever layout."""
-    return any(name in headers for name in (tensor, f"{tensor}_packed", f"{tensor}_codes"))
+    return tensor in headers or find_stored(tensor.rpartition(".")[0], shape, headers, scheme) is not None
 
 
 def _compare(tied: str, copy: Source | Problem, source: Source, headers: Mapping[str, TensorInfo]) -> list[Problem]:

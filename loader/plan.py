@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 
+from bombus.loader.conventions import Scheme
 from bombus.loader.matching import left_over, match_tensors, unexpected_tensor
-from bombus.loader.quantization import Scheme
 from bombus.loader.sources import WIDE, Damage, Source
 from bombus.loader.tensors import TensorInfo
 from bombus.models.abstract import abstract_shapes
@@ -57,6 +57,8 @@ class Entry:
 class LoadPlan:
     """Everything that will be done, parameter by parameter. unused: tensors that this model does not need.
 
+    activation_scales: scales of activations and of a cache that the checkpoint wants quantized too, and that are
+        computed here in a 16- or 32-bit type; by tensor.
     precision: the rules; None where several decided, one after the other. policy: where they were found, if they
         were looked for.
     """
@@ -64,6 +66,7 @@ class LoadPlan:
     model: Model
     entries: tuple[Entry, ...]
     unused: tuple[str, ...] = ()
+    activation_scales: Mapping[str, TensorInfo] = field(default_factory=dict)
     precision: MixedPrecision | None = None
     policy: str | None = None
 
@@ -94,15 +97,15 @@ def make_plan(
     mapping = architecture_of(spec).mapping
     spell = mapping.namer(shapes, headers)
     found = match_tensors(spec, shapes, spell, headers, scheme or Scheme())
-    unused, unexpected = left_over(spec, shapes, spell, headers, found)
+    rest = left_over(spec, shapes, spell, headers, found)
     problems = list(found.problems)
     if strict:
         problems += found.missing.values()
-        problems += [unexpected_tensor(name, headers) for name in unexpected]
+        problems += [unexpected_tensor(name, headers) for name in rest.unexpected]
     else:
         # A damaged weight is never replaced by a random one: only what is not there, or has another shape, is.
         problems += [problem for problem in found.missing.values() if isinstance(problem, Damage)]
-        unused += unexpected
+        problems += [unexpected_tensor(name, headers) for name in rest.beside_codes]
     names: dict[str, str | None] = {path: spell(mapping.tensor(path)) for path in nameable(shapes)}
     problems += precision.problems(names)
     decisions = {path: precision.decide(path, name) for path, name in names.items()}
@@ -118,7 +121,15 @@ def make_plan(
     if problems or model is None:
         raise PlanError(problems, where=where)
     entries = make_entries(model, found.sources)
-    return LoadPlan(model=model, entries=entries, unused=tuple(unused), precision=precision, policy=policy)
+    return LoadPlan(
+        model=model,
+        entries=entries,
+        # Without strict there is no unexpected tensor.
+        unused=(*rest.unused, *rest.unexpected),
+        activation_scales={name: headers[name] for name in rest.activation_scales},
+        precision=precision,
+        policy=policy,
+    )
 
 
 def make_entries(model: Model, sources: Mapping[str, Source]) -> tuple[Entry, ...]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from bombus.loader.plan import Entry, LoadPlan
 from bombus.loader.sources import Source
@@ -23,6 +26,8 @@ class LoadReport:
     plan: LoadPlan
     where: str
     seconds: float | None = None
+    # The values of the plan's activation scales, by tensor, once they are read.
+    activation_scales: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -71,6 +76,10 @@ class LoadReport:
             "file_bytes": self.file_nbytes,
             "stored_bytes": self._by_type(),
             "unused_tensors": list(self.plan.unused),
+            "activation_scales": {
+                name: self.activation_scales[name].astype(np.float64).tolist() if self.activation_scales else None
+                for name in self.plan.activation_scales
+            },
             "initialised": list(self.initialised),
             "parameters": [dict(zip(_COLUMNS, self._cells(entry), strict=True)) for entry in self.plan.entries],
         }
@@ -113,6 +122,12 @@ class LoadReport:
             notes.append(f"policy: {self.plan.policy}")
         if self.initialised:
             notes.append(f"NOT in the checkpoint, initialised (strict=False): {', '.join(self.initialised)}")
+        scales = self.plan.activation_scales
+        if scales:
+            more = f" and {len(scales) - 1} more" if len(scales) > 1 else ""
+            notes.append(
+                f"not quantized here, so their scales are not used: activations or cache ({next(iter(scales))}{more})"
+            )
         if self.plan.unused:
             notes.append(f"not needed by this model: {', '.join(self.plan.unused)}")
         return notes

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 
+from bombus.loader.conventions import Scheme, Stored, find_stored, same_without_ones
 from bombus.loader.layouts import BLOCK_FP8, CODES, Layout
-from bombus.loader.quantization import Scheme
 from bombus.loader.tensors import TensorInfo
 from bombus.models.storage import is_weight
 from bombus.policies.errors import Problem
 from bombus.policies.formats import FORMATS, DType, Format, find_format, type_name
+from bombus.policies.kinds import FLOATS
 
-WIDE = tuple(FORMATS[name].dtype for name in ("f32", "bf16", "f16"))
+WIDE = tuple(FORMATS[name].dtype for name in FLOATS)
 _F32 = FORMATS["f32"].dtype
-_SCALES = (*WIDE, np.dtype(ml_dtypes.float8_e8m0fnu))
+_U8 = np.dtype(np.uint8)
+_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+_SCALES = (*WIDE, _E8M0, _U8)
 _NOUNS = {"scale_inv": "scale", "zero_point": "zero point", "global_scale": "global scale"}
 
 
@@ -25,14 +28,17 @@ _NOUNS = {"scale_inv": "scale", "zero_point": "zero point", "global_scale": "glo
 class Source:
     """Where a parameter is in the checkpoint, and how it is stored there.
 
-    parts: the tensors that a low-precision weight has beside its codes, by our name. copies: tensors that must hold
-    the same bytes as another, because the parameter is tied: name -> (the copy, what it is a copy of).
+    layer: what the names of its tensors begin with. parts: the tensors that a low-precision weight has beside its
+    codes, by our name. told: tensors that must say what is known, by the last word of their names. copies: tensors
+    that must hold the same bytes as another, because the parameter is tied: name -> (the copy, what it is a copy of).
     """
 
     tensor: str
     info: TensorInfo
     format: Format
+    layer: str = ""
     layout: Layout = BLOCK_FP8
+    told: dict[str, TensorInfo] = field(default_factory=dict)
     parts: dict[str, tuple[str, TensorInfo]] = field(default_factory=dict)
     copies: dict[str, tuple[TensorInfo, TensorInfo]] = field(default_factory=dict)
 
@@ -40,6 +46,11 @@ class Source:
     def infos(self) -> list[TensorInfo]:
         """Everything that is read."""
         return [self.info, *(info for _, info in self.parts.values())]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors that are read."""
+        return [self.tensor, *(name for name, _ in self.parts.values()), *(f"{self.layer}.{w}" for w in self.told)]
 
 
 class Damage(Problem):
@@ -55,9 +66,9 @@ def find_source(
 ) -> Source | Problem:
     """The source of one parameter, or why this tensor cannot be it."""
     layer = tensor.rpartition(".")[0]
-    stored = scheme.find(layer, headers) if is_weight(path) else None
+    stored = find_stored(layer, shape, headers, scheme) if is_weight(path) else None
     if stored is not None:
-        return _find_weight(path, layer, shape, headers, *stored)
+        return _find_weight(path, layer, shape, headers, stored, scheme)
     info = headers.get(tensor)
     if info is None:
         return Problem(
@@ -81,16 +92,48 @@ def find_source(
             expected=", ".join(map(type_name, WIDE)),
         )
     # JAX has no float64 unless a user switches it on for everything.
-    return Source(tensor=tensor, info=info, format=find_format(_F32 if info.dtype == np.float64 else info.dtype))
+    format = find_format(_F32 if info.dtype == np.float64 else info.dtype)
+    return Source(tensor=tensor, info=info, format=format, layer=layer)
 
 
 def _find_weight(
-    path: str, layer: str, shape: tuple[int, ...], headers: Mapping[str, TensorInfo], layout: Layout, format: Format
+    path: str,
+    layer: str,
+    shape: tuple[int, ...],
+    headers: Mapping[str, TensorInfo],
+    stored: Stored,
+    scheme: Scheme,
 ) -> Source | Problem:
     """The source of a weight in low precision, or what is wrong with its tensors."""
-    tensor = f"{layer}.{layout.words[CODES]}"
+    layout, declared = stored.layout, scheme.declared(layer)
+    tensor = layout.name(layer, CODES)
     info = headers[tensor]
-    expected, _ = layout.file_type(CODES, format, shape)
+    format = stored.format if declared is None else declared
+    if format is None:
+        return Damage(
+            subject=f"weight {tensor}",
+            message="is in low precision, and nothing says how",
+            expected="a quantization_config in config.json that is about this layer",
+            remedy="download config.json again",
+        )
+    if format.name not in (scheme.names or stored.names) or (declared and declared.name not in stored.names):
+        says = format.name if declared else f"one of {', '.join(scheme.names)}"
+        return Damage(
+            subject=f"weight {tensor}",
+            message="is not stored as quantization_config in config.json says",
+            expected=str(says),
+            found=f"{type_name(info.dtype)}, as in {' or '.join(stored.names)}",
+            remedy="check that config.json belongs to these weights",
+        )
+    expected, dtype = layout.file_type(CODES, format, shape)
+    if info.dtype != dtype:
+        return Damage(
+            subject=f"weight {tensor}",
+            message=f"is not in the type that codes of {format} have",
+            expected=type_name(dtype),
+            found=type_name(info.dtype),
+            remedy="check quantization_config in config.json",
+        )
     if info.shape != expected:
         return Problem(
             subject=f"tensor {tensor}",
@@ -101,7 +144,7 @@ def _find_weight(
         )
     parts = {}
     for part in format.parts(shape):
-        name = f"{layer}.{layout.words[part]}"
+        name = layout.name(layer, part)
         found = headers.get(name)
         if found is None:
             return Damage(
@@ -112,8 +155,8 @@ def _find_weight(
             )
         size, dtype = layout.file_type(part, format, shape)
         allowed = _scale_types(format, dtype) if part == "scale_inv" else (dtype,)
-        # A scale of a channel or a tensor is also written without the dimensions of one.
-        if (found.shape != size and not _same_without_ones(found.shape, size)) or found.dtype not in allowed:
+        # A scale of a channel or a tensor is also written without the dimensions of one, or with more of them.
+        if not same_without_ones(found.shape, size) or found.dtype not in allowed:
             return Damage(
                 subject=f"weight {tensor}",
                 message=f"has {_NOUNS[part]}s that do not fit its shape {shape} in {_tiles(format)}",
@@ -123,18 +166,17 @@ def _find_weight(
             )
         parts[part] = (name, found)
     if "scale" in format.kind.options:
-        format = format.with_scale(parts["scale_inv"][1].dtype).canonical
-    return Source(tensor=tensor, info=info, format=format, layout=layout, parts=parts)
+        scale = parts["scale_inv"][1].dtype
+        format = format.with_scale(_E8M0 if scale == _U8 else scale).canonical
+    told = {word: headers[f"{layer}.{word}"] for word in layout.told if f"{layer}.{word}" in headers}
+    return Source(tensor=tensor, info=info, format=format, layer=layer, layout=layout, told=told, parts=parts)
 
 
 def _scale_types(format: Format, dtype: DType) -> tuple[DType, ...]:
     if "scale" not in format.kind.options:
-        return (dtype,)
+        # A power of two is written as its type or as raw bytes.
+        return (_E8M0, _U8) if dtype in (_E8M0, _U8) else (dtype,)
     return _SCALES if format.name.startswith("f8") else WIDE
-
-
-def _same_without_ones(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    return len(found) < len(expected) and [n for n in found if n != 1] == [n for n in expected if n != 1]
 
 
 def _tiles(format: Format) -> str:

@@ -11,25 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy_decoder import read_tensors
-from quantized_files import compressed, packed_integers, quantized, write
+from quantized_files import SIZES, compressed, packed_integers, quantized, write
 from safetensors.numpy import save_file
 
 import bombus
-from bombus.loader.hub import Repository
 from bombus.loader.policy import find_policy, user_folder
+from bombus.loader.repository import Repository
 from bombus.loader.tensors import TensorInfo
 from bombus.models.model import flat
 
-SIZES = {
-    "preset": "original",
-    "num_blocks": 1,
-    "vocab_size": 34,
-    "hidden_size": 35,
-    "intermediate_size": 34,
-    "num_heads": 1,
-    "num_kv_heads": 1,
-    "head_dim": 34,
-}
 GATE, EMBEDDING, NORM = "decoder.blocks.0.ffn.gate.kernel", "embedder.token_embedding.embedding", "output_norm.scale"
 GATE_TENSOR = "model.layers.0.mlp.gate_proj"
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy_formats
 import pytest
 from quantized_files import (
+    SIZES,
     compressed,
     encode,
     own,
@@ -26,17 +27,6 @@ from safetensors.numpy import load_file
 import bombus
 from bombus.models.model import flat
 
-# Kernels of 34 x 35 and 35 x 34: in no direction whole words of int32, groups or tiles.
-SIZES = {
-    "preset": "original",
-    "num_blocks": 1,
-    "vocab_size": 34,
-    "hidden_size": 35,
-    "intermediate_size": 34,
-    "num_heads": 1,
-    "num_kv_heads": 1,
-    "head_dim": 34,
-}
 GATE, UP, DOWN = (f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down"))
 QUERY, OUTPUT = (f"model.layers.0.self_attn.{name}_proj" for name in ("q", "o"))
 _NAMES = {

@@ -9,20 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy_decoder import read_tensors
-from quantized_files import Tensors, compressed, own, packed_fp4, packed_integers, quantized, unpacked, write
+from quantized_files import SIZES, Tensors, compressed, own, packed_fp4, packed_integers, quantized, unpacked, write
 
 import bombus
 
-SIZES = {
-    "preset": "original",
-    "num_blocks": 1,
-    "vocab_size": 34,
-    "hidden_size": 35,
-    "intermediate_size": 34,
-    "num_heads": 1,
-    "num_kv_heads": 1,
-    "head_dim": 34,
-}
 UP = "model.layers.0.mlp.up_proj"
 PATH = "decoder.blocks.0.ffn.intermediate.kernel"
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
@@ -111,7 +101,7 @@ FIELD = "Check quantization_config in config.json"
         (
             *(fp8, {"weight_scale": np.ones((1, 34), np.float32)}),
             f"weight {UP}.weight: has scales that do not fit its shape (34, 35) in f8_e4m3fn(tile=channel) "
-            f"(expected (34, 1) of f32, bf16, f16, e8m0, found (1, 34) of f32). {FIELD}",
+            f"(expected (34, 1) of f32, bf16, f16, e8m0, uint8, found (1, 34) of f32). {FIELD}",
         ),
         (
             *(nvfp4, {"weight_scale": np.ones((34, 3), np.float32)}),
@@ -137,12 +127,12 @@ def test_tensors_that_do_not_fit_are_one_problem(
 
 
 def test_a_tensor_that_a_layout_does_not_have_is_unexpected(base: Path, tmp_path: Path) -> None:
-    """The order of the inputs of GPTQ ("g_idx") would change every value."""
-    folder = changed(int4, {"weight_g_idx": np.zeros(35, np.int32)}, base, tmp_path)
+    """It may change every value."""
+    folder = changed(int4, {"weight_order": np.zeros(35, np.int32)}, base, tmp_path)
     with pytest.raises(bombus.PlanError) as caught:
         bombus.load_plan(folder)
     assert [str(problem) for problem in caught.value.problems] == [
-        f"tensor {UP}.weight_g_idx: is unexpected: no parameter reads it (found int32[35]). Check the architecture in "
+        f"tensor {UP}.weight_order: is unexpected: no parameter reads it (found int32[35]). Check the architecture in "
         "config.json, or pass strict=False to leave it out"
     ]
 
