@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from bombus.loader.sniff import AGAIN, ZIP, is_pickle, placeholder
 from bombus.loader.tensors import TensorInfo
 from bombus.policies.errors import CheckpointError, Problem, closest
 
@@ -46,6 +47,28 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Raises CheckpointError with all that is wrong with the file.
     """
+    entries, start, size = _read_entries(path)
+    entries.pop("__metadata__", None)
+    problems: list[Problem] = []
+    tensors = {}
+    for name, entry in entries.items():
+        tensor = _tensor(name, entry, path, start, problems)
+        if tensor is not None:
+            tensors[name] = tensor
+    if not problems:
+        problems = _layout(tensors, start, size)
+    if problems:
+        raise CheckpointError(problems, where=str(path))
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free text of a safetensors file, by name. Raises CheckpointError as read_header does."""
+    return _read_entries(path)[0].get("__metadata__", {})
+
+
+def _read_entries(path: Path) -> tuple[dict[str, Any], int, int]:
+    """(what the header says, where the tensors begin, the size of the file)."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -53,19 +76,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if len(start) < 8 or length > min(_MAX_HEADER, size - 8):
             raise CheckpointError(_not_safetensors(start + file.read(200), size, length), where=str(path))
         raw = file.read(length)
-    entries = _parse(raw, path)
-    entries.pop("__metadata__", None)
-    problems: list[Problem] = []
-    tensors = {}
-    for name, entry in entries.items():
-        tensor = _tensor(name, entry, path, 8 + length, problems)
-        if tensor is not None:
-            tensors[name] = tensor
-    if not problems:
-        problems = _layout(tensors, 8 + length, size)
-    if problems:
-        raise CheckpointError(problems, where=str(path))
-    return tensors
+    return _parse(raw, path), 8 + length, size
 
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
@@ -153,17 +164,9 @@ def _layout(tensors: Mapping[str, TensorInfo], data: int, size: int) -> list[Pro
 
 
 def _not_safetensors(start: bytes, size: int, length: int) -> Problem:
-    again = "download the file again, for example with `hf download`"
-    text = start.lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return Problem(
-            subject="file",
-            message="is a Git LFS pointer, not the weights",
-            remedy="run `git lfs pull` in the folder, or " + again,
-        )
-    if text.startswith((b"<!doctype", b"<html")):
-        return Problem(subject="file", message="is an HTML page, not the weights", remedy=again)
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+    if instead := placeholder(start):
+        return instead
+    if start.startswith(ZIP) or is_pickle(start):
         return Problem(
             subject="file",
             message="is a PyTorch pickle under the name of a safetensors file; it was not opened",
@@ -174,5 +177,5 @@ def _not_safetensors(start: bytes, size: int, length: int) -> Problem:
         message="is not a safetensors file" if size else "is empty",
         expected=f"a header of at most {min(_MAX_HEADER, max(size - 8, 0))} bytes",
         found=f"{length} bytes" if len(start) >= 8 else f"{size} bytes in all",
-        remedy=again,
+        remedy=AGAIN,
     )

@@ -8,9 +8,10 @@ import os
 import numpy as np
 import pytest
 import safetensors.numpy
+from meta_files import as_torch
 
 from bombus.loader.checkpoint import read_headers
-from bombus.loader.hub import open_repository
+from bombus.loader.repository import open_repository
 from bombus.policies.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -166,10 +167,13 @@ def test_links_into_the_blobs_of_the_hugging_face_cache_are_followed(tmp_path):
     assert headers(snapshot)["a"].read("a").tolist() == [1.0, 1.0]
 
 
-def test_a_link_to_nothing_is_a_missing_shard(tmp_path):
+def test_a_link_to_nothing_says_so(tmp_path):
     write(tmp_path, {}, {"a": ONE})
     (tmp_path / ONE).symlink_to("../../blobs/4567")
-    assert refusal(tmp_path) == f"{tmp_path}: shard {ONE}: is missing, with 1 tensors. Download it again"
+    target = (tmp_path / "../../blobs/4567").resolve()
+    assert refusal(tmp_path) == (
+        f"{tmp_path / ONE}: file: is a link to {target}, which is not there. Download the file again"
+    )
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -187,15 +191,30 @@ def test_a_git_lfs_pointer_is_called_one(tmp_path, sharded):
 def test_a_folder_without_weights_says_what_is_looked_for(tmp_path):
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     assert refusal(tmp_path) == (
-        f"{tmp_path}: weights: neither model.safetensors nor {INDEX} is there. "
-        "Point at the folder of a Hugging Face checkpoint"
+        f"{tmp_path}: weights: none of model.safetensors, {INDEX}, pytorch_model.bin, pytorch_model.bin.index.json, "
+        "consolidated.00.pth is there. Point at the folder of a Hugging Face checkpoint"
     )
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"])
-def test_a_folder_with_only_pickles_says_so_and_how_to_go_on(tmp_path, name):
-    (tmp_path / name).write_bytes(b"\x80\x02.")
-    assert refusal(tmp_path) == (
-        f"{tmp_path}: weights: are only there as {name}, a pickle, which this version does not read. "
-        "Save the model with safetensors (`save_pretrained` of transformers does)"
-    )
+def test_pickles_are_read_by_their_index(tmp_path):
+    weight_map = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
+    for name, shard in weight_map.items():
+        (tmp_path / shard).write_bytes(as_torch({name: np.full((2,), ord(name), np.float32)}))
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    assert {name: info.read(name).tolist() for name, info in headers(tmp_path).items()} == {
+        "a": [97] * 2,
+        "b": [98] * 2,
+    }
+
+
+def test_safetensors_come_before_pickles(tmp_path):
+    """A damaged pickle beside them is not even opened."""
+    safetensors.numpy.save_file({"a": np.ones((2,), np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+    assert list(headers(tmp_path)) == ["a"]
+
+
+def test_an_index_of_pickles_names_pickles_only(tmp_path):
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}), encoding="utf-8")
+    assert refusal(tmp_path) == f"{index}: shard 'model.safetensors': must be the plain name of a .bin file"
