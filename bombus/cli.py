@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import bombus
+from bombus.arguments import add_command, add_precision, add_repository, precision, repository
+from bombus.file_cli import add_file_commands
 from bombus.loader.checkpoint import read_headers
-from bombus.loader.hub import open_repository
 from bombus.loader.report import readable_bytes
+from bombus.loader.repository import open_repository
 from bombus.policies.errors import BombusError
 from bombus.policies.formats import type_name
-from bombus.policy_cli import add_policy_commands, read_policy
+from bombus.policy_cli import add_policy_commands
 from bombus.testing import PRESETS, tiny_checkpoint
 
 
@@ -43,18 +44,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bombus {bombus.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    inspect = _command(commands, "inspect", _inspect, "what a checkpoint is, from its configuration and headers")
-    _add_repository(inspect)
+    inspect = add_command(commands, "inspect", _inspect, "what a checkpoint is, from its configuration and headers")
+    add_repository(inspect)
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
-    plan = _command(commands, "plan", _plan, "what loading would read, from where, as what; reads no tensor")
-    _add_repository(plan)
-    _add_precision(plan)
+    plan = add_command(commands, "plan", _plan, "what loading would read, from where, as what; reads no tensor")
+    add_repository(plan)
+    add_precision(plan)
     plan.add_argument("--json", action="store_true", help="print JSON")
 
-    generate = _command(commands, "generate", _generate, "continue a text")
-    _add_repository(generate)
-    _add_precision(generate)
+    generate = add_command(commands, "generate", _generate, "continue a text")
+    add_repository(generate)
+    add_precision(generate)
     generate.add_argument("--prompt", required=True, help="the text to continue")
     generate.add_argument("--max-new-tokens", type=int, help="at most this many new tokens")
     generate.add_argument("--temperature", type=float, help="0 is greedy; default: the repository's")
@@ -63,12 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--chat", action="store_true", help="put the prompt into the repository's chat template")
     generate.add_argument("--stream", action="store_true", help="print the text while it is made")
+    generate.add_argument(
+        "--cache", nargs="?", const="auto", metavar="FOLDER", help="keep the converted parameters for the next time"
+    )
     generate.add_argument("--json", action="store_true", help="print JSON")
 
-    policy = commands.add_parser("policy", help="templates of policies, and what a policy decides and why")
-    add_policy_commands(policy, _command, _add_repository)
+    add_file_commands(commands)
 
-    tiny = _command(commands, "tiny", _tiny, "write a tiny checkpoint of random weights")
+    policy = commands.add_parser("policy", help="templates of policies, and what a policy decides and why")
+    add_policy_commands(policy)
+
+    tiny = add_command(commands, "tiny", _tiny, "write a tiny checkpoint of random weights")
     tiny.add_argument("folder")
     tiny.add_argument("--architecture", default="qwen3", help="qwen3 (default), llama, or a class of transformers")
     tiny.add_argument("--weights", default="f8_e4m3fn", help="f8_e4m3fn (default), bf16 or f32")
@@ -79,55 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--shards", type=int, default=1)
     tiny.add_argument("--seed", type=int, default=0)
 
-    demo = _command(commands, "demo", _demo, "make a tiny FP8 Qwen3, load it with its types kept, generate")
+    demo = add_command(commands, "demo", _demo, "make a tiny FP8 Qwen3, load it with its types kept, generate")
     demo.add_argument("--max-new-tokens", type=int, default=32)
     return parser
 
 
-def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text)
-    command.set_defaults(run=run)
-    return command
-
-
-def _add_repository(command: argparse.ArgumentParser) -> None:
-    command.add_argument("repo", help="a folder, or an id on the Hugging Face hub")
-    command.add_argument("--revision", help="branch, tag or commit on the hub")
-    command.add_argument("--subfolder", help="folder inside the repository")
-    command.add_argument("--token", help="access token for the hub; default: HF_TOKEN or the saved login")
-    command.add_argument("--offline", action="store_true", help="use files that are on this machine already")
-
-
-def _add_precision(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--policy", help="a format (bf16, int8), a preset, a JSON file of rules, JSON itself, or auto")
-    command.add_argument(
-        "--preserve-source-types", action="store_true", help="keep the formats of the file, FP8 included"
-    )
-    command.add_argument("--architecture", help="a class of transformers, or causal_lm, base, ...")
-    command.add_argument("--no-strict", action="store_true", help="ignore unexpected, initialise missing tensors")
-
-
-def _repository(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "revision": options.revision,
-        "subfolder": options.subfolder,
-        "token": options.token,
-        "local_files_only": options.offline,
-    }
-
-
-def _precision(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "policy": read_policy(options.policy),
-        "preserve_source_types": options.preserve_source_types,
-        "architecture": options.architecture,
-        "strict": not options.no_strict,
-    }
-
-
 def _inspect(options: argparse.Namespace) -> None:
-    spec = bombus.load_spec(options.repo, **_repository(options))
-    headers = read_headers(open_repository(options.repo, **_repository(options)))
+    spec = bombus.load_spec(options.repo, **repository(options))
+    headers = read_headers(open_repository(options.repo, **repository(options)))
     sizes: Counter[str] = Counter()
     for info in headers.values():
         sizes[type_name(info.dtype)] += info.nbytes
@@ -141,7 +106,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    report = bombus.load_plan(options.repo, **_repository(options), **_precision(options))
+    report = bombus.load_plan(options.repo, **repository(options), **precision(options))
     if options.json:
         print(json.dumps(report.to_json(), indent=2))
         return
@@ -152,8 +117,8 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    tokenizer = bombus.load_tokenizer(options.repo, **_repository(options))
-    loaded = bombus.load_model(options.repo, **_repository(options), **_precision(options))
+    tokenizer = bombus.load_tokenizer(options.repo, **repository(options))
+    loaded = bombus.load_model(options.repo, **repository(options), **precision(options), cache=options.cache)
     if loaded.report.plan.policy:
         print(f"policy: {loaded.report.plan.policy}", file=sys.stderr)
     prompt = options.prompt

@@ -1,6 +1,18 @@
-"""From a repository to parameters: hub, files, headers, plan, tensors; and back to files."""
+"""From a repository to parameters, and back to files.
+
+| step | files |
+|---|---|
+| where files are | repository, hub, hub_problems, folder, json_file |
+| what is in them | checkpoint, safetensors, torch_files (pickles, zip_records, torch_tensors), meta; tensors |
+| how weights are stored there | conventions, layouts, quantization, compressed, qweight |
+| what becomes of them | sources, matching, plan, policy, report |
+| doing it | load, read, cache, convert |
+| writing | write, save, convert_checkpoint |
+| text | tokenizer, tokenizer_model (sentencepiece, tiktoken_file), chat_template, generation_config |
+"""
 
 from bombus.loader.convert import dequantize, quantize
+from bombus.loader.convert_checkpoint import convert_checkpoint
 from bombus.loader.generation_config import GenerationConfig, load_generation_config
 from bombus.loader.load import LoadedModel, load_model, load_plan, load_spec, policy_template
 from bombus.loader.report import LoadReport
@@ -12,6 +24,7 @@ __all__ = [
     "LoadReport",
     "LoadedModel",
     "Tokenizer",
+    "convert_checkpoint",
     "dequantize",
     "load_generation_config",
     "load_model",

@@ -15,7 +15,7 @@ from bombus.loader.read import quantization_problem
 from bombus.loader.report import LoadReport
 from bombus.models import Model
 from bombus.models.model import decided_model, flat, nested, weight_leaves
-from bombus.models.storage import is_weight, scale_path
+from bombus.models.storage import is_weight, part_paths, scale_path
 from bombus.policies import Decision, Policy, as_precision, decide_again, resolve_type
 from bombus.policies.errors import PolicyError
 from bombus.policies.formats import Format, find_format, find_type
@@ -90,8 +90,7 @@ def _converted(old: Model, new: Model, values: Mapping[str, jax.Array]) -> dict[
     for path, before in old.formats.items():
         after = new.formats[path]
         if before == after:
-            layer = path.rpartition(".")[0]
-            kept = (path, *(f"{layer}.{part}" for part in before.parts(old.shapes[path])))
+            kept = (path, *part_paths(path, before, old.shapes[path]).values())
             result |= {name: values[name] for name in kept}
         elif is_weight(path):
             weight = jax.block_until_ready(requantize(_weight(path, before, old, values), after))
@@ -105,7 +104,6 @@ def _converted(old: Model, new: Model, values: Mapping[str, jax.Array]) -> dict[
 
 
 def _weight(path: str, format: Format, model: Model, values: Mapping[str, jax.Array]) -> Weight:
-    layer = path.rpartition(".")[0]
     rows, columns = model.shapes[path]
-    parts = {part: values[f"{layer}.{part}"] for part in format.parts((rows, columns))}
+    parts = {part: values[name] for part, name in part_paths(path, format, (rows, columns)).items()}
     return Weight(codes=values[path], **parts, format=format.canonical, shape=(rows, columns))

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Unpack
 
-from bombus.loader.checkpoint import read_headers
+from bombus.loader.cache import load_cached
+from bombus.loader.checkpoint import read_config, read_headers
 from bombus.loader.generation_config import GenerationConfig, read_generation_config
-from bombus.loader.hub import HubOptions, Repository, open_repository, read_json
+from bombus.loader.json_file import read_json
 from bombus.loader.plan import LoadPlan, make_plan
 from bombus.loader.policy import find_policy, template
-from bombus.loader.quantization import read_declared_type, read_scheme
-from bombus.loader.read import read_parameters
+from bombus.loader.quantization import MODELOPT_FILE, read_declared_type, read_scheme
+from bombus.loader.read import read_activation_scales, read_parameters
 from bombus.loader.report import LoadReport
+from bombus.loader.repository import HubOptions, Repository, open_repository
+from bombus.loader.tensors import TensorInfo
 from bombus.models import DecoderSpec, Model, Params, find_architecture
 from bombus.policies import MixedPrecision
 from bombus.policies.formats import find_format
@@ -63,7 +66,7 @@ def load_spec(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    spec = _spec(_config(repository), architecture, strict)
+    spec = _spec(read_config(repository), architecture, strict)
     return spec.configure(**overrides) if overrides else spec
 
 
@@ -91,7 +94,15 @@ def load_plan(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    plan = _plan(repository, spec, architecture, policy, preserve_source_types, strict, progress)
+    plan = plan_checkpoint(
+        repository,
+        spec=spec,
+        architecture=architecture,
+        policy=policy,
+        preserve_source_types=preserve_source_types,
+        strict=strict,
+        progress=progress,
+    )
     return LoadReport(plan, str(repository))
 
 
@@ -108,6 +119,7 @@ def load_model(
     cache_dir: str | PathLike[str] | None = None,
     local_files_only: bool = False,
     strict: bool = True,
+    cache: str | PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> LoadedModel:
     """The model of a Hugging Face checkpoint, as LoadedModel(model, params, spec, report, generation_config).
@@ -123,6 +135,8 @@ def load_model(
         decides only the parameters that it names.
     strict: False leaves out unexpected tensors and unknown configuration fields, and initialises missing
         parameters (from seed 0, listed in the report).
+    cache: "auto" keeps the converted parameters in the user's cache (see loader/cache.py), or in the folder that is
+        given; the next load of the same thing maps them, which takes neither time nor, on CPU, memory.
     progress: show a bar; None shows it in a terminal or notebook.
 
     Raises HubError, SpecError, CheckpointError or PlanError; the last lists everything that does not fit before
@@ -137,10 +151,23 @@ def load_model(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    plan = _plan(repository, spec, architecture, policy, preserve_source_types, strict, progress)
-    generation_config = read_generation_config(repository)
-    params = read_parameters(plan, progress)
-    report = LoadReport(plan, str(repository), time.perf_counter() - started)
+    plan = plan_checkpoint(
+        repository,
+        spec=spec,
+        architecture=architecture,
+        policy=policy,
+        preserve_source_types=preserve_source_types,
+        strict=strict,
+        progress=progress,
+    )
+    generation_config = read_generation_config(repository, vocab_size=plan.model.spec.vocab_size)
+    # What is made at random is no conversion of anything.
+    if cache is not None and all(entry.source is not None for entry in plan.entries):
+        params = load_cached(plan, cache, str(repository), progress)
+    else:
+        params = read_parameters(plan, progress)
+    scales = read_activation_scales(plan)
+    report = LoadReport(plan, str(repository), time.perf_counter() - started, scales)
     return LoadedModel(
         model=plan.model,
         params=params,
@@ -167,36 +194,46 @@ def policy_template(
     return template(plan.model.formats, find_format(stream), default_format)
 
 
-def _config(repository: Repository) -> dict[str, Any]:
-    return read_json(repository.require("config.json", "give the folder or id of a Hugging Face checkpoint"))
-
-
 def _spec(config: Mapping[str, Any], wanted: str | None, strict: bool) -> DecoderSpec:
     architecture, head = find_architecture(config, wanted)
     return architecture.spec.from_hf(config, head=head, strict=strict)
 
 
-def _plan(
+def plan_checkpoint(
     repository: Repository,
-    spec: DecoderSpec | None,
-    architecture: str | None,
-    policy: PolicyLike,
-    preserve_source_types: bool,
-    strict: bool,
-    progress: bool | None,
+    *,
+    spec: DecoderSpec | None = None,
+    architecture: str | None = None,
+    policy: PolicyLike = None,
+    preserve_source_types: bool = False,
+    strict: bool = True,
+    progress: bool | None = None,
 ) -> LoadPlan:
+    """The plan of a load; see load_model."""
     if spec is not None and architecture is not None:
         raise TypeError("give spec or architecture, not both: a spec names its architecture")
-    config = _config(repository)
+    config = read_config(repository)
     precision, found = find_policy(policy, repository, config)
+    if spec is None:
+        spec = _spec(config, architecture, strict)
+    headers = read_headers(repository, progress=progress)
     return make_plan(
-        _spec(config, architecture, strict) if spec is None else spec,
-        read_headers(repository, progress=progress),
+        spec,
+        headers,
         precision,
         preserve_source_types=preserve_source_types,
-        scheme=read_scheme(config),
+        scheme=read_scheme(config, _modelopt(repository, config, headers)),
         declared=read_declared_type(config),
         strict=strict,
         where=str(repository),
         policy=found,
     )
+
+
+def _modelopt(
+    repository: Repository, config: Mapping[str, Any], headers: Mapping[str, TensorInfo]
+) -> dict[str, Any] | None:
+    """modelopt's own configuration, looked for only where there is something that config.json does not explain."""
+    wide = all(info.dtype.itemsize > 1 for info in headers.values())
+    path = None if wide or "quantization_config" in config else repository.find(MODELOPT_FILE)
+    return None if path is None else read_json(path)

@@ -1,7 +1,10 @@
-"""Reading: the tensors of a plan, one at a time, in the order of the files, each placed before the next is read."""
+"""Reading: the tensors of a plan, in the order of the files, a few ahead of the one that is placed and converted."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -15,44 +18,101 @@ from bombus.loader.sources import Source
 from bombus.loader.tensors import TensorInfo, same_bytes
 from bombus.models import Params
 from bombus.models.model import flat, nested, weight_leaves
-from bombus.models.storage import is_weight
+from bombus.models.storage import is_weight, part_paths
 from bombus.policies.errors import CheckpointError, Problem
+from bombus.policies.formats import DType, Shape
 
 
 def read_parameters(plan: LoadPlan, progress: bool | None) -> Params:
-    """Fill the parameters in the order of the files, so that a disk reads forward."""
+    """The parameters of a plan, all in memory."""
     values: dict[str, jax.Array] = {}
-    sources = [(entry, entry.source) for entry in plan.entries if entry.source is not None]
-    sources.sort(key=lambda pair: (str(pair[1].info.file), pair[1].info.start))
-    total = sum(info.nbytes for _, source in sources for info in source.infos)
-    hidden = None if progress is None else not progress
-    with tqdm(total=total, desc="parameters", unit="B", unit_scale=True, disable=hidden, delay=0.5) as bar:
-        for entry, source in sources:
-            for name, (copy, original) in source.copies.items():
-                _check_tied(source.tensor, original, name, copy)
-            # Waiting bounds the memory: no queue of tensors that are read and not yet converted.
-            values |= jax.block_until_ready(_read(entry, source))
-            bar.update(sum(info.nbytes for info in source.infos))
-    made = [path for entry in plan.entries if entry.action == "initialise" for path in _leaves(entry)]
-    if made:
-        # Only what is asked for is computed: XLA drops the rest of the model.
-        values |= jax.jit(lambda key: {path: flat(plan.model.init(key))[path] for path in made})(jax.random.key(0))
+    for arrays in stream_parameters(plan, progress):
+        values |= arrays
     return nested(values)
 
 
-def _leaves(entry: Entry) -> list[str]:
-    """The paths of a parameter's arrays."""
-    layer = entry.path.rpartition(".")[0]
-    return [entry.path, *(f"{layer}.{part}" for part in entry.format.parts(entry.shape))]
+def stream_parameters(plan: LoadPlan, progress: bool | None) -> Generator[dict[str, jax.Array]]:
+    """The arrays of one parameter after the other, by path, in the order of the files, so that a disk reads forward.
+
+    While one is placed on its device and converted, the next ones are read; closing the generator ends that.
+    """
+    sources = in_file_order(plan)
+    total = sum(info.nbytes for _, source in sources for info in source.infos)
+    hidden = None if progress is None else not progress
+    with (
+        tqdm(total=total, desc="parameters", unit="B", unit_scale=True, disable=hidden, delay=0.5) as bar,
+        ThreadPoolExecutor(_READERS) as readers,
+    ):
+        # As many as there are readers, and one that waits: more would be memory that nobody asked for.
+        ahead: deque[Future[dict[str, np.ndarray]]] = deque()
+        waiting = iter(sources)
+        try:
+            for entry, source in sources:
+                while len(ahead) <= _READERS and (following := next(waiting, None)) is not None:
+                    ahead.append(readers.submit(_fetch, *following))
+                # Waiting bounds the memory: no queue of tensors that are read and not yet converted.
+                yield jax.block_until_ready(_place(entry, source, ahead.popleft().result()))
+                bar.update(sum(info.nbytes for info in source.infos))
+        finally:
+            for future in ahead:
+                future.cancel()
+    made = [path for entry in plan.entries if entry.action == "initialise" for path in arrays_of(entry)]
+    if made:
+        # Only what is asked for is computed: XLA drops the rest of the model.
+        yield jax.jit(lambda key: {path: flat(plan.model.init(key))[path] for path in made})(jax.random.key(0))
 
 
-def _read(entry: Entry, source: Source) -> dict[str, jax.Array]:
-    """path -> array for one parameter, its parts included, as it is to be stored."""
+def in_file_order(plan: LoadPlan) -> list[tuple[Entry, Source]]:
+    """What is read, in the order in which the tensors lie in the files."""
+    sources = [(entry, entry.source) for entry in plan.entries if entry.source is not None]
+    return sorted(sources, key=lambda pair: (str(pair[1].info.file), pair[1].info.start))
+
+
+# One copies out of the page cache, another meanwhile waits for the disk.
+_READERS = 2
+
+
+def arrays_of(entry: Entry) -> dict[str, tuple[Shape, DType]]:
+    """path -> (shape, type) of a parameter's arrays."""
+    format, parts = entry.format, entry.format.parts(entry.shape)
+    paths = part_paths(entry.path, format, entry.shape)
+    return {entry.path: (format.codes_shape(entry.shape), format.dtype), **{paths[part]: parts[part] for part in parts}}
+
+
+def _fetch(entry: Entry, source: Source) -> dict[str, np.ndarray]:
+    """leaf -> array of a parameter as its files have it: its values or codes, and its parts. Checked against its copies
+    and what is told of it.
+    """
+    for name, (copy, original) in source.copies.items():
+        _check_tied(source.tensor, original, name, copy)
+    host = source.info.read(source.tensor)
+    if not source.format.is_low:
+        # JAX has no float64 unless a user switches it on for everything.
+        return {CODES: host.astype(np.float32) if host.dtype == np.float64 else host}
+    shape, layout, format = (entry.shape[0], entry.shape[1]), source.layout, source.format
+    for word, info in source.told.items():
+        _check_told(source, word, info, shape)
+    arrays = {CODES: layout.from_file(CODES, host, format, shape)}
+    for part, (name, info) in source.parts.items():
+        tensor = info.read(name).reshape(layout.file_type(part, format, shape)[0])
+        arrays[part] = layout.from_file(part, tensor, format, shape)
+        if part != "zero_point":
+            _check_scale(name, info, arrays[part])
+    return arrays
+
+
+def _place(entry: Entry, source: Source, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """path -> array for one parameter, its parts included, on its device and as it is to be stored."""
     # XLA takes an aligned host buffer over without a copy on CPU; elsewhere it is freed after the transfer.
+    placed = {leaf: jax.device_put(array) for leaf, array in arrays.items()}
+    codes = placed.pop(CODES)
     if not is_weight(entry.path) or (entry.action in ("keep", "cast") and not source.format.is_low):
-        value = jax.device_put(_without_float64(source.info.read(source.tensor)))
-        return {entry.path: value if value.dtype == entry.format.dtype else _cast(value, entry.format.dtype)}
-    weight = _read_weight(entry, source)
+        return {entry.path: codes if codes.dtype == entry.format.dtype else _cast(codes, entry.format.dtype)}
+    if source.format.is_low:
+        shape = (entry.shape[0], entry.shape[1])
+        weight = Weight(codes=codes, **placed, format=source.format, shape=shape)
+    else:
+        weight = Weight.plain(codes)
     if entry.action == "dequantize":
         return {entry.path: _dequantize(weight, entry.format.dtype)}
     if entry.action != "keep":
@@ -63,34 +123,12 @@ def _read(entry: Entry, source: Source) -> dict[str, jax.Array]:
     return weight_leaves(entry.path, weight)
 
 
-def _read_weight(entry: Entry, source: Source) -> Weight:
-    """The weight as the file has it."""
-    shape = (entry.shape[0], entry.shape[1])
-    host = _without_float64(source.info.read(source.tensor))
-    if not source.format.is_low:
-        return Weight.plain(jax.device_put(host))
-    layout, format = source.layout, source.format
-    codes = jax.device_put(layout.from_file(CODES, host, format, shape))
-    parts = {}
-    for part, (name, info) in source.parts.items():
-        tensor = info.read(name).reshape(layout.file_type(part, format, shape)[0])
-        array = layout.from_file(part, tensor, format, shape)
-        if part != "zero_point":
-            _check_scale(name, info, array)
-        parts[part] = jax.device_put(array)
-    return Weight(codes=codes, **parts, format=format, shape=shape)
-
-
 _dequantize = partial(jax.jit, static_argnums=1)(dequantize)
 
 
 @partial(jax.jit, static_argnums=1)
 def _cast(value: jax.Array, dtype: np.dtype) -> jax.Array:
     return value.astype(dtype)
-
-
-def _without_float64(host: np.ndarray) -> np.ndarray:
-    return host.astype(np.float32) if host.dtype == np.float64 else host
 
 
 def quantization_problem(weight: Weight, subject: str) -> Problem | None:
@@ -106,6 +144,26 @@ def quantization_problem(weight: Weight, subject: str) -> Problem | None:
         "for its scales",
         remedy="load it as f32 to see them, or give this parameter another format",
     )
+
+
+def read_activation_scales(plan: LoadPlan) -> dict[str, np.ndarray]:
+    """The activation scales of a plan, by tensor."""
+    return {name: info.read(name) for name, info in plan.activation_scales.items()}
+
+
+def _check_told(source: Source, word: str, info: TensorInfo, shape: tuple[int, int]) -> None:
+    name = f"{source.layer}.{word}"
+    expected = source.layout.contradiction(word, info.read(name), source.format, shape)
+    if expected is not None:
+        raise CheckpointError(
+            Problem(
+                subject=f"tensor {name}",
+                message="does not say what its weight is stored as",
+                expected=expected,
+                remedy="check quantization_config in config.json, or download the checkpoint again",
+            ),
+            where=str(info.file),
+        )
 
 
 def _check_scale(name: str, info: TensorInfo, scale: np.ndarray) -> None:
@@ -126,7 +184,7 @@ def _check_scale(name: str, info: TensorInfo, scale: np.ndarray) -> None:
 
 
 def _check_tied(tensor: str, info: TensorInfo, name: str, copy: TensorInfo) -> None:
-    if not same_bytes(info, copy):
+    if not same_bytes(info, copy, name):
         raise CheckpointError(
             Problem(
                 subject=f"tensor {name}",

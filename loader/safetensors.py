@@ -64,7 +64,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The free text of a safetensors file, by name. Raises CheckpointError as read_header does."""
-    return _read_entries(path)[0].get("__metadata__", {})
+    metadata: dict[str, str] = _read_entries(path)[0].get("__metadata__", {})
+    return metadata
 
 
 def _read_entries(path: Path) -> tuple[dict[str, Any], int, int]:
@@ -127,6 +128,9 @@ def _tensor(name: str, entry: Any, path: Path, data: int, problems: list[Problem
             expected=f"{math.prod(shape) * dtype.itemsize} bytes",
             found=f"{offsets[1] - offsets[0]}",
         )
+    elif math.prod(max(size, 1) for size in shape) * dtype.itemsize >= 2**63:
+        # Of no values, and yet more than NumPy can count.
+        refuse("has no valid shape", expected="sizes that fit in 63 bits together", found=repr(shape)[:200])
     else:
         return TensorInfo(dtype=dtype, shape=tuple(shape), file=path, start=data + offsets[0], stop=data + offsets[1])
     return None

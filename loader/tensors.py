@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,8 @@ class TensorInfo:
         if self.stride is None:
             return stored.reshape(self.shape)
         strides = [step * self.dtype.itemsize for step in self.stride]
-        values = np.lib.stride_tricks.as_strided(stored, self.shape, strides, writeable=False)
+        # Not as_strided, which knows no types of ml_dtypes; and NumPy checks the bounds.
+        values = np.ndarray(self.shape, self.dtype, buffer=stored, strides=strides)
         result = empty(self.shape, self.dtype)
         result[...] = values
         return result
@@ -81,23 +82,24 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return buffer[offset : offset + nbytes].view(dtype).reshape(shape)
 
 
-def same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
-    """Whether two tensors hold the same bytes; compared in pieces where they lie in one, so neither is in memory."""
+def same_bytes(first: TensorInfo, second: TensorInfo, name: str) -> bool:
+    """Whether two tensors hold the same bytes; compared in pieces where they lie in one, so neither is in memory.
+
+    `name` is what an error calls the one that cannot be read. Raises CheckpointError as TensorInfo.read does.
+    """
     if first.nbytes != second.nbytes:
         return False
-    pairs = zip(_pieces(first), _pieces(second), strict=True)
+    pairs = zip(_pieces(first, name), _pieces(second, name), strict=True)
     return all(a == b for a, b in pairs)
 
 
-def _pieces(info: TensorInfo) -> Iterator[bytes]:
+def _pieces(info: TensorInfo, name: str) -> Iterator[bytes]:
     if type(info) is not TensorInfo or info.stride is not None:
-        values = info.read("to compare").reshape(-1).view(np.uint8)
+        values = info.read(name).reshape(-1).view(np.uint8)
         yield from (values[first : first + _PIECE].tobytes() for first in range(0, info.nbytes, _PIECE))
         return
-    with info.file.open("rb") as file:
-        file.seek(info.start)
-        for first in range(0, info.nbytes, _PIECE):
-            yield file.read(min(_PIECE, info.nbytes - first))
+    for first in range(info.start, info.stop, _PIECE):
+        yield replace(info, start=first, stop=min(first + _PIECE, info.stop)).stored_bytes(name).tobytes()
 
 
 def ends_early(name: str, file: Path, expected: int, found: int) -> CheckpointError:

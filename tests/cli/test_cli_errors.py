@@ -18,7 +18,7 @@ from bombus.cli import main
         (["/no/such/folder"], "bombus: HubError: /no/such/folder: repository: there is no such folder, and it is not"),
         (["{fp8}/config.json"], "bombus: HubError: {fp8}/config.json: repository: is a file. Give its folder, {fp8}\n"),
         (["{fp8}", "--revision", "main"], "bombus: HubError: {fp8}: revision: has no meaning for a local folder"),
-        (["{fp8}", "--subfolder", "absent"], "bombus: CheckpointError: {fp8}: file "),
+        (["{fp8}", "--subfolder", "absent"], "bombus: CheckpointError: {fp8}: "),
         (["{cut}"], "bombus: CheckpointError: {cut}/model.safetensors: file: is cut short: 1 bytes are missing"),
         (["{odd}"], "bombus: SpecError: config.json: field 'hidden_size': has the wrong type (expected int, found"),
     ],
@@ -85,7 +85,7 @@ def test_generate_without_a_tokenizer_says_how_to_make_one(run, bf16, tmp_path):
     status, out, err = run("generate", folder, "--prompt", "a")
     assert (status, out) == (1, "")
     assert err == (
-        f"bombus: CheckpointError: {folder}: file tokenizer.json: is not there. "
+        f"bombus: CheckpointError: {folder}: tokenizer: neither tokenizer.json nor tokenizer.model is there. "
         "Save it with a fast tokenizer of transformers, which writes tokenizer.json\n"
     )
 
