@@ -12,6 +12,7 @@ import numpy as np
 from bombus.generation.loop import STOP_SLOTS, compile_programs
 from bombus.generation.sampling import Sampling
 from bombus.loader import GenerationConfig, LoadedModel, Tokenizer
+from bombus.loader.tokenizer import check_vocabulary
 from bombus.policies.errors import GenerationError, Problem
 
 _DEFAULT_NEW_TOKENS = 128
@@ -71,6 +72,7 @@ def generate(
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     if stream and not isinstance(prompt, str):
         raise GenerationError(Problem(subject="stream", message="takes one prompt", found=f"{len(texts)} prompts"))
+    check_vocabulary(tokenizer, loaded.spec.vocab_size)
     prompts = [tokenizer.encode(text) for text in texts]
     if loaded.generation_config.eos_token_ids == () and tokenizer.eos_token_id is not None:
         options.setdefault("stop_token_ids", (tokenizer.eos_token_id,))

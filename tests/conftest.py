@@ -44,3 +44,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many malformed inputs were tried, of which rows of the list; tests/malformed says so of each."""
+    reports = [report for key in ("passed", "failed") for report in terminalreporter.stats.get(key, [])]
+    tried = [value for report in reports for name, value in report.user_properties if name == "malformed_input"]
+    if tried:
+        bounds = [row.partition("-") for row in tried]
+        rows = {row for first, _, last in bounds for row in range(int(first), int(last or first) + 1)}
+        terminalreporter.write_line(f"malformed inputs: {len(tried)} tried, of {len(rows)} rows of the list")
