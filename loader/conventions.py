@@ -30,9 +30,12 @@ from bombus.policies.formats import FORMATS, Format, Shape, find_format
 _FP8 = FORMATS["f8_e4m3fn"].dtype
 _FLOAT8 = {_FP8: "f8_e4m3fn", FORMATS["f8_e5m2"].dtype: "f8_e5m2"}
 _U8 = np.dtype(np.uint8)
+_DEFAULT_BLOCK = FORMATS["f8_e4m3fn"].options["tile"]
 _EXPONENTS = (_U8, np.dtype(ml_dtypes.float8_e8m0fnu))
 # What the scale of FP8 codes is called: Hugging Face, compressed-tensors and FBGEMM, DeepSeek-V4, Mistral.
 SCALE_WORDS = ("weight_scale_inv", "weight_scale", "scale", "qscale_weight")
+# The methods whose configuration lets one expect the second of them.
+_WITHOUT_INV = ("compressed-tensors", "fbgemm_fp8", "modelopt")
 # Scales for activations that are quantized too, and for a cache: not needed where these are computed in 16 or 32 bits.
 _QUANTITIES = ("scale", "zero_point")
 ACTIVATION_WORDS = (
@@ -51,7 +54,7 @@ class Scheme:
     """
 
     method: str | None = None
-    block_shape: tuple[int, int] | None = FORMATS["f8_e4m3fn"].options["tile"]
+    block_shape: tuple[int, int] | None = _DEFAULT_BLOCK
     names: tuple[str, ...] = ()
     qweight: Qweight | None = None
 
@@ -121,10 +124,6 @@ def _float8(layer: _Layer, scheme: Scheme) -> Stored | None:
         if scale.shape == small.grid(layer.shape):
             return Stored(layout=layout, format=small, names=("mxfp8",))
     return Stored(layout=layout, format=_tiled(name, layer.shape, scale, scheme.block_shape), names=(name, "mxfp8"))
-
-
-_DEFAULT_BLOCK = Scheme().block_shape
-_WITHOUT_INV = ("compressed-tensors", "fbgemm_fp8", "modelopt")
 
 
 def _tiled(name: str, shape: Shape, scale: TensorInfo | None, block: tuple[int, int] | None) -> Format:

@@ -8,19 +8,35 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Unpack
 
-from bombus.loader.hub import HubOptions, Repository, open_repository, read_json
+from bombus.loader.json_file import read_json
+from bombus.loader.repository import HubOptions, Repository, open_repository
 from bombus.policies.errors import Problem, SpecError
 
-# Fields that would change the text at any other value, and that nothing here implements.
+# Fields that would change the text at any other value, and that nothing here implements. Absent and null are the
+# same as the first.
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
     "no_repeat_ngram_size": (0,),
     "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
     "penalty_alpha": (0.0,),
+    "guidance_scale": (1.0,),
     "min_p": (0.0,),
     "typical_p": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
     "min_new_tokens": (0,),
     "min_length": (0,),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "bad_words_ids": ([],),
+    "sequence_bias": ({},),
+    "exponential_decay_length_penalty": (),
+    "stop_strings": ([],),
 }
 
 
@@ -40,30 +56,43 @@ class GenerationConfig:
     unsupported: tuple[str, ...] = ()
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> GenerationConfig:
+    def from_hf(cls, config: Mapping[str, Any], *, vocab_size: int | None = None) -> GenerationConfig:
         """From the fields of generation_config.json, where `do_sample` (default false) decides about sampling.
 
-        Raises SpecError that lists every field out of range.
+        Raises SpecError that lists every field out of range; with vocab_size also ids that end a text and that a
+        model of so many tokens never gives.
         """
         problems: list[Problem] = []
 
+        def refuse(name: str, expected: str) -> None:
+            found = repr(config[name])[:80]
+            problems.append(
+                Problem(subject=f"field {name!r}", message="is out of range", expected=expected, found=found)
+            )
+
         def number(name: str, default: float, low: float, high: float) -> float:
             value = config.get(name)
-            value = default if value is None else value
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                expected = f"a number from {low} to {high}"
-                problems.append(
-                    Problem(subject=f"field {name!r}", message="is out of range", expected=expected, found=repr(value))
-                )
+            if value is None:
+                return default
+            whole = isinstance(low, int)
+            valid = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+            if not valid or (whole and isinstance(value, float) and not value.is_integer()):
+                what = "an integer" if whole else "a number"
+                refuse(name, f"{what} from {low}" if high == math.inf else f"{what} from {low} to {high}")
                 return default
             return value
 
-        sample = bool(config.get("do_sample", False))
+        sample = config.get("do_sample")
+        if not isinstance(sample, bool | None):
+            refuse("do_sample", "true or false")
         # transformers' own defaults, which a file that only says do_sample means.
         temperature = number("temperature", 1.0, 0.0, 1e4)
         top_k, top_p = number("top_k", 50, 0, 2**31 - 1), number("top_p", 1.0, 0.0, 1.0)
         longest = number("max_new_tokens", math.inf, 1, math.inf)
         ids = {name: _token_ids(name, config.get(name), problems) for name in ("eos_token_id", "pad_token_id")}
+        if vocab_size is not None and any(token >= vocab_size for token in ids["eos_token_id"]):
+            # Not those of the padding, which models that are never padded have past the end.
+            refuse("eos_token_id", f"ids below the vocabulary of {vocab_size}")
         if problems:
             raise SpecError(problems, where="generation_config.json")
         return cls(
@@ -95,14 +124,15 @@ def load_generation_config(repo: str | PathLike[str], **hub: Unpack[HubOptions])
     return read_generation_config(open_repository(repo, **hub))
 
 
-def read_generation_config(repository: Repository) -> GenerationConfig:
-    """See load_generation_config."""
+def read_generation_config(repository: Repository, *, vocab_size: int | None = None) -> GenerationConfig:
+    """See load_generation_config; vocab_size is that of the model, see GenerationConfig.from_hf."""
     path = repository.find("generation_config.json")
     if path is not None:
-        return GenerationConfig.from_hf(read_json(path))
+        return GenerationConfig.from_hf(read_json(path), vocab_size=vocab_size)
     path = repository.find("config.json")
     config = {} if path is None else read_json(path)
-    return GenerationConfig.from_hf({key: config.get(key) for key in ("eos_token_id", "pad_token_id")})
+    ids = {key: config.get(key) for key in ("eos_token_id", "pad_token_id")}
+    return GenerationConfig.from_hf(ids, vocab_size=vocab_size)
 
 
 def _token_ids(name: str, value: Any, problems: list[Problem]) -> tuple[int, ...]:

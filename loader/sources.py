@@ -116,12 +116,12 @@ def _find_weight(
             expected="a quantization_config in config.json that is about this layer",
             remedy="download config.json again",
         )
-    if format.name not in (scheme.names or stored.names) or (declared and declared.name not in stored.names):
+    if format.name not in (scheme.names or stored.names):
         says = format.name if declared else f"one of {', '.join(scheme.names)}"
         return Damage(
             subject=f"weight {tensor}",
             message="is not stored as quantization_config in config.json says",
-            expected=str(says),
+            expected=says,
             found=f"{type_name(info.dtype)}, as in {' or '.join(stored.names)}",
             remedy="check that config.json belongs to these weights",
         )

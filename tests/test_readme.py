@@ -54,6 +54,12 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
     assert len(re.findall(r'^ *inside "\$work/\w+" "\$test_command"$', script, re.MULTILINE)) == 2
 
 
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not the user's own."""
+    monkeypatch.setenv("BOMBUS_CACHE", str(tmp_path / "cache"))
+
+
 def test_the_python_code_runs(tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     code = "\n".join(blocks("python"))
     assert HUB_ID in code
