@@ -7,6 +7,7 @@ put in that order when they are read.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ _REQUIRED = ("dim", "n_layers", "n_heads", "norm_eps")
 _OPTIONAL = (
     *("n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len"),
     *("rope_theta", "use_scaled_rope", "rope_scaling_factor"),
+)
+_TYPES = (
+    (("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len"), (int,), "a positive integer"),
+    (("norm_eps", "rope_theta", "rope_scaling_factor"), (int, float), "a positive number"),
 )
 # (dim, n_layers) of Llama 3.2 1B and 3B, whose files do not say that their factor is not 8.
 _FACTOR_32 = ((2048, 16), (3072, 28))
@@ -138,15 +143,23 @@ def _read_params(params: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in params.items()
         if name not in known
     ]
-    sizes = [name for name in ("dim", "n_layers", "n_heads", "n_kv_heads") if params.get(name) is not None]
+    # Null is what a field says that is not there.
+    given = {name: value for name, value in params.items() if value is not None or name in _REQUIRED}
     problems += [
-        Problem(subject=f"field {name!r}", message="must be a positive integer", found=repr(params[name])[:80])
-        for name in sizes
-        if type(params[name]) is not int or params[name] < 1
+        Problem(subject=f"field {name!r}", message=f"must be {what}", found=repr(given[name])[:80])
+        for names, types, what in _TYPES
+        for name in names
+        if name in given and (type(given[name]) not in types or not 0 < given[name] < math.inf)
     ]
+    scaled = given.get("use_scaled_rope", False)
+    if type(scaled) is not bool:
+        problems.append(
+            Problem(subject="field 'use_scaled_rope'", message="must be true or false", found=repr(scaled)[:80])
+        )
     if problems:
         raise SpecError(problems, where=PARAMS)
-    theta, scaled = params.get("rope_theta", 10000.0), bool(params.get("use_scaled_rope"))
+    params = given
+    theta = params.get("rope_theta", 10000.0)
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -123,6 +123,29 @@ def test_fields_that_are_missing_or_not_known_are_all_listed(base: Path, tmp_pat
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("dim", 32.0, "a positive integer"),
+        ("n_heads", True, "a positive integer"),
+        ("max_seq_len", "77", "a positive integer"),
+        ("norm_eps", None, "a positive number"),
+        ("use_scaled_rope", 1, "true or false"),
+        ("rope_theta", "10000", "a positive number"),
+        ("rope_scaling_factor", float("inf"), "a positive number"),
+    ],
+)
+def test_a_field_of_another_type_is_refused(name, value, what, base: Path, tmp_path: Path) -> None:
+    folder = write(base, tmp_path, **{name: value})
+    assert refusal(folder) == f"params.json: field {name!r}: must be {what} (found {value!r})"
+
+
+def test_null_is_a_field_that_is_not_there(base: Path, tmp_path: Path) -> None:
+    """Found by fuzzing."""
+    nothing = dict.fromkeys(("rope_theta", "use_scaled_rope", "rope_scaling_factor", "ffn_dim_multiplier"))
+    assert equal(bombus.load_model(write(base, tmp_path, **nothing)), bombus.load_model(base))
+
+
 def test_pieces_that_do_not_fit_together_are_all_listed(base: Path, tmp_path: Path) -> None:
     one, two = meta_tensors(base, 2)
     del two["norm.weight"]
