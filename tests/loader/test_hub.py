@@ -223,7 +223,10 @@ def test_offline_nothing_is_asked(
     assert_same(bombus.load_model("owner/tiny", **options), folder)
     with pytest.raises(HubError) as caught:
         bombus.load_tokenizer("owner/tiny", **options)
-    assert str(caught.value) == f"owner/tiny: file tokenizer.json: {OFFLINE}. {REMEDY}"
+    assert (
+        str(caught.value)
+        == f"owner/tiny: tokenizer: neither tokenizer.json nor tokenizer.model is{OFFLINE.removeprefix('is not')}. {REMEDY}"
+    )
     assert hub.requests == []
 
 
@@ -294,5 +297,8 @@ except bombus.HubError as error:
 """
     offline = run("-c", script, env=online | {"HF_HUB_OFFLINE": "1"})
     assert (offline.returncode, offline.stderr) == (0, "")
-    assert offline.stdout == f"owner/tiny: file tokenizer.json: {OFFLINE}. {REMEDY}\n"
+    assert (
+        offline.stdout
+        == f"owner/tiny: tokenizer: neither tokenizer.json nor tokenizer.model is{OFFLINE.removeprefix('is not')}. {REMEDY}\n"
+    )
     assert hub.requests == []

@@ -164,8 +164,8 @@ def test_tied_weights_are_the_same_bytes(tmp_path):
     state = {"embedding": view(shared), "head": view(shared), "other": view(other)}
     header = read_torch_header(write(tmp_path / "w.bin", state, {"0": VALUES, "1": VALUES + 1}))
     assert header["embedding"] == header["head"]
-    assert same_bytes(header["embedding"], header["head"])
-    assert not same_bytes(header["embedding"], header["other"])
+    assert same_bytes(header["embedding"], header["head"], "head")
+    assert not same_bytes(header["embedding"], header["other"], "other")
 
 
 @pytest.mark.parametrize("form", FORMATS)
