@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,10 +16,9 @@ from tokenizers.decoders import DecodeStream
 from bombus.loader.chat_template import MAX_TEMPLATE, render_chat_template
 from bombus.loader.json_file import read_json
 from bombus.loader.repository import HubOptions, Repository, open_repository
+from bombus.loader.tiktoken_file import INSTEAD
 from bombus.loader.tokenizer_model import read_tokenizer_model
 from bombus.policies.errors import CheckpointError, GenerationError, HubError, Problem
-
-_SAVE = "save it with a fast tokenizer of transformers, which writes tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest token id."""
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @cached_property
+    def own_vocab_size(self) -> int:
+        """One more than the largest token id, without the tokens that were added to the vocabulary."""
+        return max(self.backend.get_vocab(with_added_tokens=False).values(), default=-1) + 1
 
     @property
     def eos_token_id(self) -> int | None:
@@ -93,18 +98,18 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     text-only models, has one for images): a text gets one only where its name is spelled out, and generation refuses
     such a prompt.
     """
+    if tokenizer.own_vocab_size <= vocab_size:
+        return
     entries = tokenizer.backend.get_vocab(with_added_tokens=False)
     past = sorted((number, token) for token, number in entries.items() if number >= vocab_size)
-    if past:
-        raise GenerationError(
-            Problem(
-                subject="tokenizer",
-                message=f"is not the model's: {len(past)} tokens have no row in the embedding, first {past[0][1]!r}",
-                expected=f"ids below {vocab_size}",
-                found=f"up to {past[-1][0]}",
-                remedy="load the tokenizer from the model's own repository",
-            )
-        )
+    problem = Problem(
+        subject="tokenizer",
+        message=f"is not the model's: of its tokens {len(past)} have no row in the embedding, first {past[0][1]!r}",
+        expected=f"ids below {vocab_size}",
+        found=f"up to {past[-1][0]}",
+        remedy="load the tokenizer from the model's own repository",
+    )
+    raise GenerationError(problem)
 
 
 def load_tokenizer(repo: str | PathLike[str], **hub: Unpack[HubOptions]) -> Tokenizer:
@@ -146,7 +151,7 @@ def _neither(repository: Repository) -> CheckpointError | HubError:
         )
     inside = f" in subfolder {repository.subfolder!r}" if repository.subfolder else ""
     problem = Problem(
-        subject="tokenizer", message=f"neither tokenizer.json nor tokenizer.model is there{inside}", remedy=_SAVE
+        subject="tokenizer", message=f"neither tokenizer.json nor tokenizer.model is there{inside}", remedy=INSTEAD
     )
     return CheckpointError(problem, where=str(repository))
 

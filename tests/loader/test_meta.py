@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from meta_files import interleaved, meta_params, meta_tensors, write_meta
+from tokenizer_files import llama_file
 
 import bombus
 from bombus.models.model import flat
@@ -42,7 +43,7 @@ def test_the_text_is_that_of_hugging_faces_layout(data: Path, tmp_path: Path) ->
     """A trained model, with its tokenizer beside it."""
     base = data / "stories260K-hf"
     folder = write(base, tmp_path, shards=2)
-    shutil.copy(base / "tokenizer.json", folder)
+    (folder / "tokenizer.model").write_bytes(llama_file(base / "tokenizer.json"))
     loaded = bombus.load_model(folder)
     assert equal(loaded, bombus.load_model(base))
     tokenizer = bombus.load_tokenizer(folder)
