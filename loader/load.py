@@ -140,7 +140,7 @@ def load_model(
     progress: show a bar; None shows it in a terminal or notebook.
 
     Raises HubError, SpecError, CheckpointError or PlanError; the last lists everything that does not fit before
-    any tensor is read. Tensors are read one at a time, so the host never holds a second copy of the model.
+    any tensor is read. Tensors are read a few ahead of the one that is placed: the host never holds the model twice.
     """
     started = time.perf_counter()
     repository = open_repository(
