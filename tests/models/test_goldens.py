@@ -143,3 +143,14 @@ def test_trained_model_writes_what_transformers_wrote(trained: tuple[dict[str, n
     new = _SCRIPT["NEW_TOKENS"]
     (generated,) = bombus.generate_tokens(loaded, [tokens[:-new]], max_new_tokens=new, temperature=0)
     assert generated.tokens == tokens[-new:]
+
+
+def test_a_pickle_gives_the_values_of_bumblebees_own_test(data: Path) -> None:
+    """Saved by transformers with torch, read by our interpreter; the first stage of CI has no torch installed."""
+    folder = data / "tiny-llama-bin"
+    golden = json.loads((folder / "golden.json").read_text())
+    loaded = bombus.load_model(folder)
+    hidden = loaded.model.apply(loaded.params, jnp.array(golden["input_ids"])).hidden_state
+    assert list(hidden.shape) == golden["hidden_state_shape"]
+    expected = np.array(golden["hidden_state[:,1:4,1:4]"])
+    np.testing.assert_allclose(hidden[:, 1:4, 1:4], expected, rtol=0, atol=golden["atol"])
