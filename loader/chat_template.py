@@ -87,7 +87,8 @@ def _compiled(source: str, limits: Limits) -> CodeType:
 
 
 class _Counting(NodeTransformer):
-    """Has a template say what it does: what it goes over, joins, compares and makes goes through the Sandbox."""
+    """Has a template say what it does: every round of a loop and every call is counted, and what it joins,
+    compares and makes goes through the Sandbox."""
 
     def visit_Template(self, node: nodes.Template) -> nodes.Node:
         return self._counted(node)
@@ -101,7 +102,6 @@ class _Counting(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.Node:
         test = node.test and _steps(node.test)
         self._counted(node)
-        node.iter = _through("iterated", node.iter)
         if node.test is not None:
             node.test = nodes.And(_through("spend", nodes.Const(test)), node.test)
         return node

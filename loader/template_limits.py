@@ -70,7 +70,7 @@ for _kind, _own in _SIZED.items():  # what messages of Jinja and Python say
     _own.__name__, _own.__module__ = _kind.__name__, "builtins"
 _VIEWS = (ItemsView, KeysView, ValuesView)
 _OF_A_CONTAINER = 200  # bytes, beside its items
-_OF_OTHERS = 64  # characters, at most: of true, a float, a function
+_OF_OTHERS = 128  # characters, at most: of true, a float, a function
 
 
 class Budget:

@@ -59,7 +59,8 @@ def before_method(budget: Budget, name: str, text: str, args: Sequence[Any], kwa
     """Takes the cost of a method of a text, and refuses one whose result would be too long."""
     values = [*args, *kwargs.values()]
     if name in _SEARCHES:
-        spend_on_search(budget, len(text), max(map(budget.size, values), default=1))
+        needles = values[:1] if name == "replace" else values
+        spend_on_search(budget, len(text), max(map(budget.size, needles), default=1))
     else:
         budget.spend(_steps_of(name, len(text)))
     if name == "replace":
@@ -67,6 +68,7 @@ def before_method(budget: Budget, name: str, text: str, args: Sequence[Any], kwa
     elif name == "join" and values:
         _check_join(budget, text, values[0])
     elif name in ("split", "rsplit"):
+        budget.spend(len(text) // 4)
         separator = args[0] if args else kwargs.get("sep")
         most = args[1] if len(args) > 1 else kwargs.get("maxsplit", -1)
         count = _count(text, separator if isinstance(separator, str) and separator else _SPACES)
@@ -86,7 +88,7 @@ def before_filter(budget: Budget, name: str, value: Any, args: Sequence[Any], kw
         _check_join(budget, first, value)
     elif name == "replace":
         text = value if isinstance(value, str) else str(value)
-        spend_on_search(budget, len(text), others)
+        spend_on_search(budget, len(text), budget.size(values[0]) if values else 1)
         _check_replace(budget, text, values)
     elif name == "trim" and isinstance(value, str):
         spend_on_search(budget, len(value), others)
@@ -116,6 +118,7 @@ def _steps_of(name: str, characters: int) -> int:
 
 def check_format(budget: Budget, text: Any, values: Any) -> None:
     """Refuses a format with more than %s and %d in it: a width may be a billion."""
+    budget.spend(budget.size(text))
     if not isinstance(text, str) or not _PLAIN_FORMAT.fullmatch(text):
         raise LimitReached("formats text in a way that is not allowed", "only %s, %d and %%")
     budget.check_text(len(text) + budget.size(values))

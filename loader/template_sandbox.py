@@ -39,14 +39,14 @@ _LOOP = frozenset(
 class Sandbox(ImmutableSandboxedEnvironment):
     """The environment of one rendering. What a template calls, joins or writes comes through here, and is counted.
 
-    `spend`, `iterated`, `made`, `sized`, `contains`, `joined` and `cut` are called by what chat_template puts into a
+    `spend`, `made`, `sized`, `contains`, `joined` and `cut` are called by what chat_template puts into a
     template.
     """
 
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
     def __init__(self, budget: Budget) -> None:
-        # Without the optimizer, which would compute `'a' * 300000000` before there is a budget.
+        # The optimizer computes what is constant while it compiles, on nobody's budget.
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -90,10 +90,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if owner is self or owner is self._functions:
             return obj(*args, **kwargs)
         budget.spend(CALL + sum(map(budget.size, (*args, *kwargs.values()))) // 64)
-        if isinstance(obj, Macro):
+        if isinstance(obj, Macro | LoopContext):
             budget.spend(2 * CALL)
-        elif isinstance(obj, LoopContext):
-            args = (self.iterated(args[0]), *args[1:]) if args else args
         elif isinstance(obj, BuiltinMethodType | MethodType) and isinstance(owner, str):
             before_method(budget, obj.__name__, owner, args, kwargs)
         elif (
@@ -157,13 +155,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """True, and takes the steps of a round of a loop, or of a call of a macro."""
         self.budget.spend(OPERATION + steps)
         return True
-
-    def iterated(self, value: Any) -> Any:
-        """What a loop goes over: nothing without an end."""
-        if isinstance(value, Iterator | LoopContext):
-            raise TypeError(f"{type(value).__name__} is not iterable")
-        self.budget.spend(len(value) if hasattr(value, "__len__") else 1)
-        return value
 
     def made(self, value: Any) -> Any:
         """A list, tuple or dict that a template writes."""

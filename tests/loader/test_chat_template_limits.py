@@ -43,6 +43,7 @@ ATTACKS = [
     (BIG + "{{ {1: big, 2: big} }}", TEXT.format("18,000,022")),
     (BIG + "{{ dict(a=big, b=big) }}", TEXT.format("18,000,020")),
     (BIG + "{{ [big] + [big] }}", TEXT.format("18,000,012")),
+    (f"{{% macro {'m' * 9000}() %}}{{% endmacro %}}{{{{ [{'m' * 9000}] * 2000 }}}}", TEXT.format("18,268,000")),
     (BIG + "{{ big }}{{ big }}", TEXT.format("18,000,000")),
     (BIG + "{% macro m() %}{{ big }}{{ big }}{% endmacro %}{{ m() }}", TEXT.format("18,000,000")),
     (BIG + "{% set x %}{{ big }}{{ big }}{% endset %}", TEXT.format("18,000,000")),
@@ -79,6 +80,7 @@ ATTACKS = [
     (BIG + "".join(f"{{% set x{i} = big[1:] %}}" for i in range(60)), MEMORY),
     (BIG + "{{ big.split('a') }}", MEMORY),
     (BIG + "{{ big | list }}", MEMORY),
+    ("{{ ('\\n' * 9000000).splitlines() }}", MEMORY),
     (BIG + "{{ big | title }}", "makes too many values (expected at most 536,870,912 bytes in all)"),
     # Numbers.
     ("{{ 10 ** 100000000 }}", BITS),
@@ -160,6 +162,9 @@ ENDLESS = [
     MANY * 3 + END * 3,
     MANY + "{% for j in range(99999) if false %}" + END * 2,
     MANY + "{% for j in range(99999) %}{% continue %}" + END * 2,
+    MANY + "{% if 'a'.upper() %}{% endif %}" + END,
+    MANY + "{% if 'a' | upper %}{% endif %}" + END,
+    "{% for a in range(9) %}{% for b in loop %}" + MANY + END * 3,
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(50) }}",
     "{% for x in [1, 2] recursive %}{{ loop([1, 2]) if loop.depth < 50 }}{% endfor %}",
     BIG + MANY + "{% if 'b' in big %}{% endif %}" + END,
@@ -276,6 +281,10 @@ def test_an_attack_takes_little_memory() -> None:
         error_of("{{ 10 ** 100000000 }}")
         error_of("{{ 'a'.ljust(999999999) }}")
         error_of("{{ range(10 ** 12) | list }}")
+        error_of("{{ ('a' * 20000).replace('a', 'b' * 9000) }}")
+        error_of("{{ ('a' * 20000) | replace('a', 'b' * 9000) }}")
+        error_of("{{ ('a' * 20000).join(['b'] * 9000) }}")
+        error_of("{{ (['b'] * 9000) | join('a' * 20000) }}")
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
