@@ -7,6 +7,7 @@ dead process, as a mapped one would.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from bombus.policies.errors import CheckpointError, Problem
 # XLA on CPU takes a host buffer over without a copy only at this alignment.
 ALIGNMENT = 64
 _PIECE = 1 << 20
+_LARGE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,10 @@ class TensorInfo:
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array that XLA on CPU takes over without a copy; not initialised."""
     nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes >= _LARGE:
+        # Pages that the system hands out all at once: one by one, when they are touched, takes twice as long.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
+        return np.frombuffer(mmap.mmap(-1, nbytes, flags=flags), dtype).reshape(shape)
     buffer = np.empty(nbytes + ALIGNMENT, np.uint8)
     offset = -buffer.ctypes.data % ALIGNMENT
     return buffer[offset : offset + nbytes].view(dtype).reshape(shape)
