@@ -119,10 +119,10 @@ def _float8(layer: _Layer, scheme: Scheme) -> Stored | None:
     layout = replace(base, words={**base.words, "scale_inv": word})
     element = "" if name == "f8_e4m3fn" else f"(element={name})"
     scale = layer.find(word)
-    if scale is not None and scale.dtype in _EXPONENTS and scheme.block_shape in (None, (1, 32), _DEFAULT_BLOCK):
-        small = find_format(f"mxfp8{element}")
-        if scale.shape == small.grid(layer.shape):
-            return Stored(layout=layout, format=small, names=("mxfp8",))
+    small = find_format(f"mxfp8{element}")
+    is_small = scale is not None and scale.dtype in _EXPONENTS and scale.shape == small.grid(layer.shape)
+    if is_small and scheme.block_shape in (None, small.tile, _DEFAULT_BLOCK):
+        return Stored(layout=layout, format=small, names=("mxfp8",))
     return Stored(layout=layout, format=_tiled(name, layer.shape, scale, scheme.block_shape), names=(name, "mxfp8"))
 
 

@@ -168,7 +168,7 @@ class BlocksLayout(CompressedLayout):
     def file_type(self, leaf: str, format: Format, shape: Shape) -> tuple[Shape, DType]:
         """See Layout."""
         size, dtype = super().file_type(leaf, format, shape)
-        return ((*format.grid(shape), 16), dtype) if leaf == CODES else (size, dtype)
+        return ((*format.grid(shape), format.tile[1] // 2), dtype) if leaf == CODES else (size, dtype)
 
     def from_file(self, leaf: str, tensor: np.ndarray, format: Format, shape: Shape) -> np.ndarray:
         """See Layout."""

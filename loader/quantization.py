@@ -13,7 +13,7 @@ from typing import Any
 from bombus.loader.compressed import Group, find_group, read_groups, refused, write_compressed
 from bombus.loader.conventions import OwnScheme, Scheme
 from bombus.loader.layouts import BLOCK_FP8, COMPRESSED, OWN, Layout
-from bombus.loader.qweight import Qweight, read_awq, read_gptq
+from bombus.loader.qweight import read_awq, read_gptq
 from bombus.policies.errors import BombusError, Problem, SpecError
 from bombus.policies.formats import FORMATS, DType, Format, Shape, find_format
 from bombus.policies.kinds import FLOATS
@@ -79,7 +79,7 @@ def _read_fp8(section: Mapping[str, Any]) -> Scheme:
         raise refused("quantization_config.activation_scheme", repr(scheme), "'dynamic' or 'static'")
     if section.get("expert_dtype", "fp8") != "fp8":
         raise refused("quantization_config.expert_dtype", repr(section["expert_dtype"]), "'fp8'")
-    tile = (1, 32) if section.get("quant_method") == "mxfp8" else _FP8_TILE
+    tile = find_format("mxfp8").tile if section.get("quant_method") == "mxfp8" else _FP8_TILE
     size = section.get("weight_block_size", list(tile))
     is_block = isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
     if size is not None and not is_block:
@@ -112,15 +112,10 @@ def _read_modelopt(
     return Scheme(method="modelopt", names=names)
 
 
-def _read_qweight(read: Callable[[Mapping[str, Any]], Qweight | tuple[str, str, str]]) -> _Reader:
-    def scheme(section: Mapping[str, Any]) -> Scheme:
-        found = read(section)
-        if not isinstance(found, Qweight):
-            field, value, expected = found
-            raise refused(f"quantization_config.{field}", value, expected)
-        return Scheme(method=section["quant_method"], qweight=found, names=(found.format.name,))
-
-    return scheme
+def _read_qweight(section: Mapping[str, Any]) -> Scheme:
+    method = section["quant_method"]
+    found = read_gptq(section) if method == "gptq" else read_awq(section)
+    return Scheme(method=method, qweight=found, names=(found.format.name,))
 
 
 def _read_own(section: Mapping[str, Any]) -> Scheme:
@@ -149,8 +144,8 @@ _READERS: Mapping[str, _Reader] = {
     "compressed-tensors": _read_compressed,
     "modelopt": _read_modelopt,
     "mxfp4": _read_mxfp4,
-    "gptq": _read_qweight(read_gptq),
-    "awq": _read_qweight(read_awq),
+    "gptq": _read_qweight,
+    "awq": _read_qweight,
     "bombus": _read_own,
 }
 # What to do about what others write and we do not read.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bombus.loader.compressed import refused
 from bombus.loader.layouts import CODES, Layout, nibbles, out_of_order, pack_bytes
 from bombus.policies.formats import DType, Format, Shape, find_format
 
@@ -89,31 +90,33 @@ class Qweight:
     format: Format
 
 
-def read_gptq(section: Mapping[str, Any]) -> Qweight | tuple[str, str, str]:
-    """GPTQ's configuration, or (field, found, expected) of what is not supported."""
+def read_gptq(section: Mapping[str, Any]) -> Qweight:
+    """GPTQ's configuration. Raises SpecError for what is not supported."""
     bits, (field, version) = section.get("bits"), _version(section, "checkpoint_format", "gptq")
     if bits not in (4, 8):
-        return "bits", repr(bits), "4 or 8"
+        raise refused("quantization_config.bits", repr(bits), "4 or 8")
     if section.get("desc_act"):
-        return "desc_act", repr(section["desc_act"]), "False: groups of inputs in their order"
+        raise refused(
+            "quantization_config.desc_act", repr(section["desc_act"]), "False: groups of inputs in their order"
+        )
     if version not in ("gptq", "gptq_v2"):
-        return field, repr(section[field]), "'gptq' or 'gptq_v2'"
+        raise refused(f"quantization_config.{field}", repr(section[field]), "'gptq' or 'gptq_v2'")
     if bits == 8 and section.get("sym") is False:
-        return "sym", "False", "True with 8 bits"
+        raise refused("quantization_config.sym", "False", "True with 8 bits")
     told = ("g_idx",) if bits == 4 else ("g_idx", "qzeros")
     layout = GptqLayout(words=_WORDS, told=told, less=1 if version == "gptq" else 0)
     return _qweight(section, layout, f"int{bits}", "" if bits == 8 else ", zero_points")
 
 
-def read_awq(section: Mapping[str, Any]) -> Qweight | tuple[str, str, str]:
-    """AWQ's configuration, or (field, found, expected) of what is not supported."""
+def read_awq(section: Mapping[str, Any]) -> Qweight:
+    """AWQ's configuration. Raises SpecError for what is not supported."""
     bits, (field, version) = section.get("bits", section.get("w_bit")), _version(section, "version", "gemm")
     if bits != 4:
-        return "bits", repr(bits), "4"
+        raise refused("quantization_config.bits", repr(bits), "4")
     if version != "gemm":
-        return field, repr(section[field]), "'gemm'"
+        raise refused(f"quantization_config.{field}", repr(section[field]), "'gemm'")
     if section.get("zero_point") is False:
-        return "zero_point", "False", "True"
+        raise refused("quantization_config.zero_point", "False", "True")
     return _qweight(section, AwqLayout(words=_WORDS), "int4", ", zero_points")
 
 
@@ -123,9 +126,9 @@ def _version(section: Mapping[str, Any], field: str, default: str) -> tuple[str,
     return field, str(section.get(field) or default).lower()
 
 
-def _qweight(section: Mapping[str, Any], layout: Layout, name: str, zeros: str) -> Qweight | tuple[str, str, str]:
+def _qweight(section: Mapping[str, Any], layout: Layout, name: str, zeros: str) -> Qweight:
     group = section.get("group_size", section.get("q_group_size"))
     if type(group) is not int or (group < 1 and group != -1):
-        return "group_size", repr(group), "a number of inputs, or -1"
+        raise refused("quantization_config.group_size", repr(group), "a number of inputs, or -1")
     shown = "channel" if group == -1 else group
     return Qweight(layout=layout, format=find_format(f"{name}(group={shown}{zeros}, scale=f16)").canonical)

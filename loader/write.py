@@ -106,28 +106,15 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove a file, if it is there. Raises CheckpointError where that cannot be."""
-    try:
+    with _told(path, "could not be removed", "check the permissions of the folder"):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        problem = Problem(
-            subject="file",
-            message=f"could not be removed: {error.strerror or error}",
-            remedy="check the permissions of the folder",
-        )
-        raise CheckpointError(problem, where=str(path)) from error
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder to write into. Raises CheckpointError where that cannot be."""
-    try:
+    remedy = "check the permissions of the folder that it is to be in, or give another"
+    with _told(folder, "cannot be made", remedy, subject="folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = Problem(
-            subject="folder",
-            message=f"cannot be made: {error.strerror or error}",
-            remedy="check the permissions of the folder that it is to be in, or give another",
-        )
-        raise CheckpointError(problem, where=str(folder)) from error
 
 
 def remove_partials(folder: Path) -> None:
@@ -176,16 +163,18 @@ def _let_go(file: int, partial: Path) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _told(
+    path: Path,
+    message: str = "could not be written",
+    remedy: str = "check the free space and the permissions of the folder",
+    *,
+    subject: str = "file",
+) -> Iterator[None]:
     """Errors of the system as CheckpointError."""
     try:
         yield
     except OSError as error:
-        problem = Problem(
-            subject="file",
-            message=f"could not be written: {error.strerror or error}",
-            remedy="check the free space and the permissions of the folder",
-        )
+        problem = Problem(subject=subject, message=f"{message}: {error.strerror or error}", remedy=remedy)
         raise CheckpointError(problem, where=str(path)) from error
 
 
