@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 from torch_files import central, patched, storage, view, zip_file
+from torch_refusals import refusal
 
 from bombus.loader.torch_files import read_torch_header
 from bombus.policies.errors import CheckpointError
@@ -23,13 +24,6 @@ def deflated(value, storages, **changes):
     content = zip_file(value, storages, compression=zipfile.ZIP_DEFLATED)
     sizes = ((central(content, name.encode()) + 24, size.to_bytes(4, "little")) for name, size in changes.items())
     return patched(content, *sizes)
-
-
-def refusal(path, content):
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError) as caught:
-        read_torch_header(path)
-    return str(caught.value)
 
 
 def test_56_a_bomb_in_place_of_the_pickle_costs_no_memory(tmp_path):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_client import attach, refusal, snapshot
+from hub_client import refusal, snapshot
 from hub_faults import stall, status
 from hub_server import Fault, HubServer, Repo
 from huggingface_hub import constants
@@ -25,26 +24,6 @@ TOKEN = "Log in with `hf auth login`, or pass a valid token="
 MAY_NOT = "Use a token that may read the repository, or try again: a link to a file holds for some minutes"
 LIMIT = "or log in: with a token the limit is higher"
 GATED = "repository: is gated. Accept its terms on the hub, then log in with `hf auth login` or pass token="
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def pauses(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
-    """The seconds that somebody wanted to wait, since the server is the hub of this process."""
-    return attach(hub, monkeypatch, tmp_path / "home")
-
-
-@pytest.fixture
-def folder(tiny: Callable[..., Path], hub: HubServer, pauses: list[float]) -> Path:
-    """A checkpoint that is on the hub as owner/tiny."""
-    folder = tiny("qwen3", "bf16", **SIZES)
-    hub.add("owner/tiny", folder)
-    return folder
 
 
 @pytest.mark.parametrize(

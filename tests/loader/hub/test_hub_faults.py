@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_client import attach, environment, refusal, snapshot
+from hub_client import environment, refusal, snapshot
 from hub_faults import body, cut, first, stall, status
 from hub_server import Fault, HubServer
 from huggingface_hub import constants
@@ -20,26 +20,6 @@ import bombus
 SIZES = {"preset": "original", "num_blocks": 1}
 WEIGHTS = "model.safetensors"
 PAGE = b"  <!DOCTYPE html><html><title>Log in</title></html>"
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def pauses(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
-    """The seconds that somebody wanted to wait, since the server is the hub of this process."""
-    return attach(hub, monkeypatch, tmp_path / "home")
-
-
-@pytest.fixture
-def folder(tiny: Callable[..., Path], hub: HubServer, pauses: list[float]) -> Path:
-    """A checkpoint that is on the hub as owner/tiny."""
-    folder = tiny("qwen3", "bf16", **SIZES)
-    hub.add("owner/tiny", folder)
-    return folder
 
 
 def assert_whole(folder: Path, home: Path, load: Callable[..., Any] = bombus.load_plan) -> None:
