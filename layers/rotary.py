@@ -1,59 +1,114 @@
-"""Rotary position embedding (Su et al. 2021, "RoFormer"), with Llama 3's frequency scaling.
+"""Rotary position embedding (Su et al. 2021, "RoFormer"), of a whole head or of its first dimensions.
 
-Shapes: B batch, T tokens, N heads, H head size.
+Shapes: B batch, T tokens, N heads, H head size, R rotated pairs.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-
-@dataclass(frozen=True, kw_only=True)
-class Llama3Scaling:
-    """Llama 3.1's stretching of the slow frequencies: `factor` times below `low_freq_factor` turns per context."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
+from bombus.layers.rotary_scaling import DynamicScaling, LongScaling, Scaling, plain_frequencies
+from bombus.policies.errors import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """How positions turn queries and keys: `theta` is the base of the frequencies, `scaling` None or Llama 3's."""
+    """How positions turn queries and keys.
+
+    `theta` is the base of the frequencies, `scaling` how they are stretched, `fraction` the share of a head's
+    dimensions that is rotated; the rest passes.
+    """
 
     theta: float
-    scaling: Llama3Scaling | None = None
+    scaling: Scaling | None = None
+    fraction: float = 1.0
 
-    def frequencies(self, head_dim: int) -> np.ndarray:
-        """The angle per position of each pair, (H/2,), float32."""
-        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        frequencies = 1.0 / np.float32(self.theta) ** exponents
+    def size(self, head_dim: int) -> int:
+        """The number of dimensions that are rotated, 2R."""
+        return int(head_dim * self.fraction)
+
+    def frequencies(self, head_dim: int, length: jax.Array | int | None = None) -> np.ndarray | jax.Array:
+        """The angle per position of each pair, (R,), float32; (B, R) for lengths (B, 1).
+
+        `length` is the largest position plus one; None stands for a length within the original context.
+        """
+        size = self.size(head_dim)
         if self.scaling is None:
-            return frequencies.astype(np.float32)
-        scaling = self.scaling
-        wavelengths = 2 * math.pi / frequencies
-        turns = scaling.original_max_positions / wavelengths
-        blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-        blend = np.clip(blend, 0.0, 1.0)
-        return ((1 - blend) * frequencies / scaling.factor + blend * frequencies).astype(np.float32)
+            return plain_frequencies(self.theta, size)
+        return self.scaling.frequencies(self.theta, size, length)
 
     def tables(self, positions_BT: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
-        """(cos, signed sin) of every pair's angle, (B, T, 1, 2, H/2) in float32; built once per call of a model."""
-        angles = positions_BT[:, :, None, None, None].astype(jnp.float32) * self.frequencies(head_dim)
-        signs = jnp.array([-1.0, 1.0], jnp.float32)[:, None]
-        return jnp.cos(angles), jnp.sin(angles) * signs
+        """(cos, signed sin) of every pair's angle, (B, T, 1, 1, R) and (B, T, 1, 2, R) in float32.
+
+        Built once per call of a model. The magnitude of the scaling is in them.
+        """
+        # An array of its own only where the length matters: constants are folded while compiling.
+        frequencies = self.frequencies(head_dim)
+        if isinstance(self.scaling, DynamicScaling | LongScaling):
+            # Of each row by itself, so that no row depends on those beside it; in transformers the longest decides.
+            frequencies = self.frequencies(head_dim, positions_BT.max(axis=1)[:, None] + 1)[:, None, None, None]
+        angles = positions_BT[:, :, None, None, None].astype(jnp.float32) * frequencies
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        magnitude = 1.0 if self.scaling is None else self.scaling.magnitude
+        if magnitude != 1.0:
+            cos, sin = cos * magnitude, sin * magnitude
+        return cos, sin * jnp.array([-1.0, 1.0], jnp.float32)[:, None]
+
+    def problems(self, head_dim: int) -> list[Problem]:
+        """What is wrong with this for heads of `head_dim`: a size that has no pairs, lists of another length."""
+        size = self.size(head_dim)
+        if size < 2 or size % 2:
+            return [
+                Problem(
+                    subject="rotary positions",
+                    message="must rotate an even number of a head's dimensions",
+                    found=f"{size} ({self.fraction} of {head_dim})",
+                )
+            ]
+        if isinstance(self.scaling, DynamicScaling) and size == 2:
+            return [
+                Problem(
+                    subject="rotary positions",
+                    message="of type 'dynamic' need more than one rotated pair",
+                    found=f"{size} dimensions ({self.fraction} of {head_dim})",
+                )
+            ]
+        if not isinstance(self.scaling, LongScaling):
+            return []
+        lists = {"short_factor": self.scaling.short_factor, "long_factor": self.scaling.long_factor}
+        return [
+            Problem(
+                subject=f"field 'rope_scaling.{key}'",
+                message="must have one number for each rotated pair",
+                expected=f"{size // 2} numbers",
+                found=str(len(factors)),
+            )
+            for key, factors in lists.items()
+            if len(factors) != size // 2
+        ]
 
 
-def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """x with each pair (i, i + H/2) turned by its angle, in float32, rounded to the type of x."""
+def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array], *, interleaved: bool = False) -> jax.Array:
+    """x with each pair turned by its angle, in float32, rounded to the type of x.
+
+    A pair is (i, i + R), or with `interleaved` (2i, 2i + 1). Dimensions from 2R on pass.
+    """
     cos, signed_sin = tables
-    # The two halves as an axis that is flipped: a concatenation takes XLA:CPU ten times as long to compile.
-    halves = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, -1)
-    turned = halves * cos + jnp.flip(halves, axis=-2) * signed_sin
-    return turned.astype(x_BTNH.dtype).reshape(x_BTNH.shape)
+    size = 2 * cos.shape[-1]
+    rotated = x_BTNH[..., :size].astype(jnp.float32)
+    # The two of a pair as an axis that is flipped: a concatenation takes XLA:CPU ten times as long to compile.
+    if interleaved:
+        cos, signed_sin = jnp.swapaxes(cos, -1, -2), jnp.swapaxes(signed_sin, -1, -2)
+        pairs, axis = rotated.reshape(*x_BTNH.shape[:-1], -1, 2), -1
+    else:
+        pairs, axis = rotated.reshape(*x_BTNH.shape[:-1], 2, -1), -2
+    turned = pairs * cos + jnp.flip(pairs, axis=axis) * signed_sin
+    turned_BTNR = turned.astype(x_BTNH.dtype).reshape(rotated.shape)
+    if size == x_BTNH.shape[-1]:
+        return turned_BTNR
+    return lax.dynamic_update_slice_in_dim(x_BTNH, turned_BTNR, 0, axis=-1)

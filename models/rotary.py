@@ -1,82 +1,182 @@
-"""The fields of config.json that say how positions are rotated, in their two spellings; and the check of a field."""
+"""The fields of config.json that say how positions are rotated, in their two spellings, read and written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bombus.layers.rotary import Llama3Scaling, Rotary
+from bombus.layers.rotary import Rotary
+from bombus.layers.rotary_scaling import LongScaling
+from bombus.models.rotary_scaling import KEYS, Section, checked, positions_to_hf, scaling_to_hf
 from bombus.policies.errors import Problem
 
-_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-_TYPES: Mapping[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
+__all__ = ["checked", "rotary_by_layer_type", "rotary_by_layer_type_to_hf", "rotary_from_hf", "rotary_to_hf"]
+
+_OLD, _NEW = "rope_scaling", "rope_parameters"
+_FRACTION = "partial_rotary_factor"
+# What older files have for each layer type where transformers 5 nests `rope_parameters` (Gemma 3).
+LAYER_THETA_KEYS: Mapping[str, str] = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
 
 
-def rotary_from_hf(config: Mapping[str, Any], *, default_theta: float, problems: list[Problem]) -> Rotary:
-    """Rotary positions from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(parameters, Mapping):
-        problems.append(Problem(subject="field 'rope_scaling'", message="must be an object", found=repr(parameters)))
+def rotary_from_hf(
+    config: Mapping[str, Any],
+    *,
+    default_theta: float,
+    problems: list[Problem],
+    theta_keys: Sequence[str] = ("rope_theta",),
+    fraction_keys: Sequence[str] = (_FRACTION,),
+    default_fraction: float = 1.0,
+    max_positions: int | None = None,
+) -> Rotary:
+    """Rotary positions from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+
+    What stands in the section goes before what stands beside it under `theta_keys` and `fraction_keys`. Without
+    `fraction_keys` the model rotates whole heads, and another fraction is refused. `max_positions` counts where the
+    file has no `max_position_embeddings`. Returns something to go on with when `problems` grew.
+    """
+    name = _OLD if config.get(_OLD) else _NEW
+    values = config.get(name) or {}
+    if not isinstance(values, Mapping):
+        problems.append(Problem(subject=f"field {name!r}", message="must be an object", found=repr(values)))
         return Rotary(theta=default_theta)
-    theta = next((it["rope_theta"] for it in (parameters, config) if it.get("rope_theta") is not None), default_theta)
-    theta = checked("rope_theta", theta, "float", problems)
-    if not theta > 0:
-        problems.append(Problem(subject="field 'rope_theta'", message="must be positive", found=repr(theta)))
-    problems += [
-        Problem(subject=f"field 'rope_scaling.{key}'", message=f"is {value!r}, and nothing here reads it")
-        for key, value in parameters.items()
-        if key not in ("rope_theta", "rope_type", "type", *_LLAMA3_KEYS) and value is not None
-    ]
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind == "default":
-        return Rotary(theta=theta)
-    if kind != "llama3":
-        problems.append(
-            Problem(
-                subject="field 'rope_scaling'",
-                message=f"asks for rotary type {kind!r}, which is not supported",
-                expected="default or llama3",
-            )
-        )
-        return Rotary(theta=default_theta)
-    missing = [key for key in _LLAMA3_KEYS if parameters.get(key) is None]
-    problems += [Problem(subject=f"field 'rope_scaling.{key}'", message="is missing") for key in missing]
-    if missing:
-        return Rotary(theta=default_theta)
-    factor, low, high = (checked(key, parameters[key], "float", problems) for key in _LLAMA3_KEYS[:3])
-    original = checked(_LLAMA3_KEYS[3], parameters[_LLAMA3_KEYS[3]], "int", problems)
-    return Rotary(
-        theta=theta,
-        scaling=Llama3Scaling(
-            factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_positions=original
-        ),
-    )
+    original = config.get("original_max_position_embeddings")
+    section = _section(config, name, values, original, max_positions, problems)
+    return _rotary(section, config, (theta_keys, default_theta), (fraction_keys, default_fraction))
 
 
-def rotary_to_hf(rotary: Rotary) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`, the spelling that every version of transformers reads."""
-    if rotary.scaling is None:
-        return {"rope_theta": rotary.theta, "rope_scaling": None}
-    scaling = rotary.scaling
-    return {
-        "rope_theta": rotary.theta,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_positions,
-        },
-    }
+def rotary_by_layer_type(
+    config: Mapping[str, Any],
+    *,
+    default_thetas: Mapping[str, float],
+    problems: list[Problem],
+    theta_keys: Mapping[str, str] = LAYER_THETA_KEYS,
+    scaled: str = "full_attention",
+    max_positions: int | None = None,
+) -> dict[str, Rotary]:
+    """Rotary positions for each layer type of `default_thetas`, of whole heads.
+
+    Read from the sections of `rope_parameters` (transformers 5), or from one theta per type under `theta_keys` and
+    `rope_scaling` for the layers of type `scaled` (before). Where both are, `rope_scaling` goes before.
+    """
+    nested, scaling = config.get(_NEW) or {}, config.get(_OLD) or {}
+    found = {}
+    for name, values in ((_NEW, nested), (_OLD, scaling)):
+        if not isinstance(values, Mapping):
+            problems.append(Problem(subject=f"field {name!r}", message="must be an object", found=repr(values)))
+            return {kind: Rotary(theta=theta) for kind, theta in default_thetas.items()}
+    for key, value in nested.items():
+        if key not in default_thetas and value is not None:
+            message = f"is {value!r}, and nothing here reads it"
+            problems.append(Problem(subject=f"field '{_NEW}.{key}'", message=message))
+    for kind, default_theta in default_thetas.items():
+        name, values = f"{_NEW}.{kind}", nested.get(kind) or {}
+        if not isinstance(values, Mapping):
+            problems.append(Problem(subject=f"field {name!r}", message="must be an object", found=repr(values)))
+            values = {}
+        if kind == scaled and scaling:
+            name, values = _OLD, {**values, **scaling}
+        section = _section(config, name, values, None, max_positions, problems)
+        keys = [theta_keys[kind]] if kind in theta_keys else []
+        found[kind] = _rotary(section, config, (keys, default_theta), ((), 1.0))
+    return found
 
 
-def checked(key: str, value: Any, expected: str, problems: list[Problem]) -> Any:
-    """`value` when it has the `expected` type ("int", "float", ...); else one more problem, and a number that fits."""
-    accepted = _TYPES[expected]
-    # bool is an int in Python, but `true` for a size is a mistake.
-    if not isinstance(value, accepted) or (isinstance(value, bool) and accepted is not bool):
-        problems.append(
-            Problem(subject=f"field {key!r}", message="has the wrong type", expected=expected, found=repr(value))
-        )
-        return 1
-    return float(value) if expected == "float" else value
+def rotary_to_hf(
+    rotary: Rotary,
+    *,
+    theta_key: str = "rope_theta",
+    fraction_key: str = _FRACTION,
+    default_fraction: float = 1.0,
+) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling`, the spelling that every version of transformers reads.
+
+    The fraction is written where it is not the model's `default_fraction`. A length that transformers reads from
+    config.json itself is there as well: `max_position_embeddings` for type dynamic.
+    """
+    config: dict[str, Any] = {theta_key: rotary.theta}
+    if rotary.fraction != default_fraction:
+        config[fraction_key] = rotary.fraction
+    config[_OLD] = None if rotary.scaling is None else scaling_to_hf(rotary.scaling)
+    if isinstance(rotary.scaling, LongScaling):
+        # Phi-3's configuration has a length of its own there, which would go before that of the section.
+        config["original_max_position_embeddings"] = rotary.scaling.original_max_positions
+    return config | positions_to_hf(rotary.scaling)
+
+
+def rotary_by_layer_type_to_hf(
+    rotaries: Mapping[str, Rotary],
+    *,
+    theta_keys: Mapping[str, str] = LAYER_THETA_KEYS,
+    scaled: str = "full_attention",
+) -> dict[str, Any]:
+    """The fields of config.json that `rotary_by_layer_type` reads back to the same.
+
+    They are there in both spellings, as far as the older one can say them.
+    """
+    config: dict[str, Any] = {}
+    nested = {}
+    for kind, rotary in rotaries.items():
+        section = {"rope_type": "default"} if rotary.scaling is None else scaling_to_hf(rotary.scaling)
+        nested[kind] = {**section, "rope_theta": rotary.theta}
+        if kind in theta_keys:
+            config[theta_keys[kind]] = rotary.theta
+        if kind == scaled:
+            config[_OLD] = None if rotary.scaling is None else section
+        config |= positions_to_hf(rotary.scaling)
+    return config | {_NEW: nested}
+
+
+def _section(
+    config: Mapping[str, Any],
+    name: str,
+    values: Mapping[str, Any],
+    original: Any,
+    max_positions: int | None,
+    problems: list[Problem],
+) -> Section:
+    positions = config.get("max_position_embeddings")
+    positions = max_positions if positions is None else positions
+    return Section(name=name, values=values, original=original, positions=positions, problems=problems)
+
+
+def _rotary(
+    section: Section,
+    config: Mapping[str, Any],
+    theta: tuple[Sequence[str], float],
+    fraction: tuple[Sequence[str], float],
+) -> Rotary:
+    """The rotary positions of one section, and of the keys (with a default) that may stand beside it."""
+    problems, before = section.problems, len(section.problems)
+    base_key, base = _number(section, config, "rope_theta", *theta)
+    if len(problems) == before and not 0 < base < math.inf:
+        problems.append(Problem(subject=f"field {base_key!r}", message="must be positive", found=repr(base)))
+    sound = len(problems) == before
+    share_key, share = _number(section, config, _FRACTION, *fraction)
+    if not fraction[0] and share != 1:
+        section.refuse(_FRACTION, f"is {share!r}, and this architecture rotates whole heads")
+    elif not 0 < share <= 1:
+        message = "must be above 0 and at most 1"
+        problems.append(Problem(subject=f"field {share_key!r}", message=message, found=repr(share)))
+    kind = section.kind()
+    scaling = None
+    if kind is not None:
+        for key, value in section.values.items():
+            if key not in ("rope_theta", "rope_type", "type", _FRACTION, *KEYS[kind]) and value is not None:
+                section.refuse(key, f"is {value!r}, and nothing here reads it")
+        scaling = section.scaling(kind)
+    if kind == "yarn" and sound and base <= 1:
+        message = "must be above 1 for rotary type 'yarn'"
+        problems.append(Problem(subject=f"field {base_key!r}", message=message, found=repr(base)))
+    if len(problems) > before:
+        return Rotary(theta=theta[1])
+    return Rotary(theta=base, scaling=scaling, fraction=share)
+
+
+def _number(
+    section: Section, config: Mapping[str, Any], inner: str, outer: Sequence[str], default: float
+) -> tuple[str, float]:
+    """The first number that is given, with its place: inside the section, beside it, or the default."""
+    places = [(f"{section.name}.{inner}", section.values.get(inner)), *((key, config.get(key)) for key in outer)]
+    key, value = next((place for place in places if place[1] is not None), (inner, default))
+    return key, checked(key, value, "float", section.problems)
