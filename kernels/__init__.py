@@ -1,10 +1,25 @@
 """Products of low-precision weights. `product` is the dispatch point; the XLA path is the reference."""
 
 from bombus.kernels.cast import cast_weight
+from bombus.kernels.grouped import Groups, group_rows, grouped_product
 from bombus.kernels.lookup import lookup
-from bombus.kernels.product import product
+from bombus.kernels.product import product, with_values
 from bombus.kernels.quantize import quantize
 from bombus.kernels.requantize import requantize
-from bombus.kernels.weight import Weight, decode_e4m3fn, dequantize
+from bombus.kernels.weight import Weight, decode_e4m3fn, dequantize, map_experts
 
-__all__ = ["Weight", "cast_weight", "decode_e4m3fn", "dequantize", "lookup", "product", "quantize", "requantize"]
+__all__ = [
+    "Groups",
+    "Weight",
+    "cast_weight",
+    "decode_e4m3fn",
+    "dequantize",
+    "group_rows",
+    "grouped_product",
+    "lookup",
+    "map_experts",
+    "product",
+    "quantize",
+    "requantize",
+    "with_values",
+]

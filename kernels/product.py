@@ -13,15 +13,17 @@ What XLA:CPU does, measured (benchmarks/README.md, "FP8 product"):
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bombus.kernels.weight import Weight, as_bits, dequantize, half_values, row_values
+from bombus.kernels.weight import Weight, as_bits, dequantize, from_bits, half_values, row_values
 
-_FEW_ROWS = 16
+FEW_ROWS = 16
 _TILE_OUTPUTS = 128  # a decoded tile stays in the L2 cache
 
 
@@ -34,9 +36,9 @@ def product(x: jax.Array, weight: Weight, *, compute_type: jnp.dtype) -> jax.Arr
     by tile, with many as a whole, and never more than this one weight.
     """
     x_RI = x.reshape(-1, x.shape[-1]).astype(compute_type)
-    cpu = _by_tiles if x_RI.shape[0] <= _FEW_ROWS else _guarded
+    cpu = by_tiles if x_RI.shape[0] <= FEW_ROWS else partial(_guarded, whole)
     if weight.format.is_low or weight.codes.dtype != compute_type:
-        y_RO = lax.platform_dependent(x_RI, weight, cpu=cpu, default=_whole)
+        y_RO = lax.platform_dependent(x_RI, weight, cpu=cpu, default=whole)
     elif compute_type == jnp.float16:
         y_RO = lax.platform_dependent(x_RI, weight, cpu=cpu, default=_plain)
     else:
@@ -57,25 +59,45 @@ def _dot(x: jax.Array, kernel_OI: jax.Array) -> jax.Array:
     return lax.dot_general(x, kernel_OI, contract_inputs, preferred_element_type=jnp.float32)
 
 
-def _whole(x_RI: jax.Array, weight: Weight) -> jax.Array:
+def whole(x_RI: jax.Array, weight: Weight) -> jax.Array:
+    """x (R, I) times the weight, (R, O): converted as a whole to the type of x."""
     # The barrier ties the codes to x, so that accelerators do not dequantize ahead of time or outside a loop.
     x_RI, weight = lax.optimization_barrier((x_RI, weight))
     return _dot(x_RI, dequantize(weight, x_RI.dtype))
 
 
-def _guarded(x_RI: jax.Array, weight: Weight) -> jax.Array:
-    """For many rows on CPU: one weight at a time is converted, which costs little beside the product."""
-    bits = lax.bitcast_convert_type(x_RI[0, 0].astype(jnp.float32), jnp.int32)
+def with_values(
+    function: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, weight: Weight, *, compute_type: jnp.dtype
+) -> jax.Array:
+    """function(x, values): for products of another form than `product`, with the whole weight (O, I) at once.
+
+    Both are in `compute_type`; the values are made while it runs, of this one weight only, and gone afterwards.
+    """
+
+    def convert(x: jax.Array, weight: Weight) -> jax.Array:
+        x, weight = lax.optimization_barrier((x, weight))
+        return function(x, dequantize(weight, compute_type))
+
+    return lax.platform_dependent(x.astype(compute_type), weight, cpu=partial(_guarded, convert), default=convert)
+
+
+def _guarded(run: Callable[[jax.Array, Weight], jax.Array], x: jax.Array, weight: Weight) -> jax.Array:
+    """run(x, weight) on CPU, which converts one weight at a time: with many rows that costs little."""
+    bits = lax.bitcast_convert_type(x.reshape(-1)[0].astype(jnp.float32), jnp.int32)
+    result = jax.eval_shape(run, x, weight)
     return lax.cond(
         (bits | 1) != 0,  # always; see the docstring of the module
-        _whole,
-        lambda x_RI, weight: jnp.zeros((x_RI.shape[0], weight.shape[0]), jnp.float32),
-        *(x_RI, weight),
+        run,
+        lambda *_: jnp.zeros(result.shape, result.dtype),
+        *(x, weight),
     )
 
 
-def _by_tiles(x_RI: jax.Array, weight: Weight) -> jax.Array:
-    """For few rows on CPU: a tile of outputs at a time is converted and used in the caches."""
+def by_tiles(x_RI: jax.Array, weight: Weight, expert: jax.Array | None = None) -> jax.Array:
+    """For few rows on CPU: a tile of outputs at a time is converted and used in the caches, (R, O).
+
+    expert: the one whose weight is meant, where `weight` is a stack; of its codes there is no copy either.
+    """
     outputs = weight.shape[0]
     rows = x_RI.shape[0]
     # With few rows a product waits for memory: float32 arithmetic costs nothing, and rounds less.
@@ -86,13 +108,17 @@ def _by_tiles(x_RI: jax.Array, weight: Weight) -> jax.Array:
     # tile starts early enough to be whole and computes some outputs again.
     tile = min(_TILE_OUTPUTS, max(1, -(-outputs // 2)))
     tiles = -(-outputs // tile)
+    codes = weight.codes
+    if expert is not None:
+        weight = replace(weight.expert(expert), codes=codes)
 
-    def compute(first: jax.Array, x: jax.Array, weight: Weight) -> jax.Array:
+    def compute(first: jax.Array, expert: jax.Array | None, x: jax.Array, weight: Weight) -> jax.Array:
+        codes, rows = _sliced(weight.codes, expert, first, tile), first + jnp.arange(tile)
         if weight.format.packed:
-            codes = lax.dynamic_slice_in_dim(weight.codes, first, tile)
-            halves = half_values(weight, first + jnp.arange(tile), codes)
+            halves = half_values(weight, rows, codes)
             return _dot(x[..., ::2], halves[0]) + _dot(_odd(x), halves[1])
-        return _dot(x, _converted(weight, first, tile, compute_type))
+        values = row_values(weight, rows, codes) if weight.format.is_low else codes
+        return _dot(x, values.astype(compute_type))
 
     def step(index: jax.Array, y: jax.Array) -> jax.Array:
         first = jnp.minimum(index * tile, outputs - tile)
@@ -100,7 +126,7 @@ def _by_tiles(x_RI: jax.Array, weight: Weight) -> jax.Array:
             index < tiles,  # always; see the docstring of the module
             compute,
             lambda *_: jnp.zeros((*x.shape[:-1], tile), jnp.float32),
-            *(first, x, weight),
+            *(first, expert, x, weight),
         )
         return lax.dynamic_update_slice_in_dim(y, part, first, axis=y.ndim - 1)
 
@@ -114,10 +140,10 @@ def _odd(x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, x.shape[-1] % 2)])[..., 1::2]
 
 
-def _converted(weight: Weight, first: jax.Array, tile: int, dtype: jnp.dtype) -> jax.Array:
-    """`tile` rows of the weight from row `first` on, (tile, I)."""
-    if not weight.format.is_low:
-        return lax.dynamic_slice_in_dim(weight.codes, first, tile).astype(dtype)
-    bits = lax.dynamic_slice_in_dim(as_bits(weight.codes), first, tile)
-    codes = bits if bits.dtype == weight.codes.dtype else lax.bitcast_convert_type(bits, weight.codes.dtype)
-    return row_values(weight, first + jnp.arange(tile), codes).astype(dtype)
+def _sliced(codes: jax.Array, expert: jax.Array | None, first: jax.Array, tile: int) -> jax.Array:
+    """The codes of `tile` rows from row `first` on; of one expert's, where codes are a stack."""
+    bits = as_bits(codes)
+    if expert is None:
+        return from_bits(lax.dynamic_slice_in_dim(bits, first, tile), codes.dtype)
+    start = (expert, first, jnp.zeros((), first.dtype))
+    return from_bits(lax.dynamic_slice(bits, start, (1, tile, codes.shape[2]))[0], codes.dtype)

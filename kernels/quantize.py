@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bombus.kernels.weight import Weight, pack
+from bombus.kernels.weight import Weight, map_experts, pack
 from bombus.policies.formats import Format
 
 # Tiles -> (their codes, the parts of the weight by name; grids as (G, H)).
@@ -29,12 +29,14 @@ _MIN_E4M3FN = 2.0**-9
 
 @partial(jax.jit, static_argnames="format")
 def quantize(values: jax.Array, format: Format, global_scale: jax.Array | None = None) -> Weight:
-    """The weight (O, I) in `format`; a plain format is a cast.
+    """The weight (O, I) in `format`; a plain format is a cast. Of a stack (E, O, I) each expert by itself.
 
     global_scale: that of a larger nvfp4 weight of which these are some rows.
     Values that are not finite make all scales NaN: check these where it matters.
     """
-    shape = (values.shape[0], values.shape[1])
+    if values.ndim == 3 and format.is_low:
+        return map_experts(lambda expert: quantize(expert, format, global_scale), values)
+    shape = (values.shape[-2], values.shape[-1])
     if not format.is_low:
         return Weight(codes=values.astype(format.dtype), format=format.canonical, shape=shape)
     tiles = _tiled(values.astype(jnp.float32), format)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bombus.kernels.quantize import global_scale_of, quantize
-from bombus.kernels.weight import Weight, dequantize
+from bombus.kernels.weight import Weight, as_bits, dequantize, from_bits
 from bombus.policies.formats import Format
 
 _VALUES_AT_A_TIME = 2**24  # 64 MB in float32
@@ -20,11 +20,14 @@ _VALUES_AT_A_TIME = 2**24  # 64 MB in float32
 def requantize(weight: Weight, format: Format) -> Weight:
     """A stored weight in another format, by way of float32. Where only the type of its scales differs they are cast.
 
-    A large weight goes some rows at a time, so that its float32 values are never all there.
+    A large weight goes some rows at a time, a stack expert by expert, so that its float32 values are never all there.
     """
     if weight.scale_inv is not None and weight.format.same_codes(format):
         scale_inv = weight.scale_inv.astype(format.scale_type)
         return replace(weight, scale_inv=scale_inv, format=format.canonical)
+    if weight.experts is not None:
+        each = (requantize(weight.expert(index), format) for index in range(weight.experts))
+        return _stacked([jax.block_until_ready(expert) for expert in each])
     outputs, inputs = weight.shape
     tiles = (weight.format.tile[0], format.tile[0]) if weight.format.is_low else (format.tile[0],)
     step = max(1, _VALUES_AT_A_TIME // max(inputs, 1)) // math.lcm(*tiles) * math.lcm(*tiles) if all(tiles) else 0
@@ -54,3 +57,11 @@ def _joined(pieces: list[Weight], shape: tuple[int, int]) -> Weight:
     names = ("codes", *(name for name in pieces[0].parts if name != "global_scale"))
     arrays: dict[str, Any] = {name: jnp.concatenate([getattr(piece, name) for piece in pieces]) for name in names}
     return replace(pieces[0], **arrays, shape=shape)
+
+
+@jax.jit
+def _stacked(experts: list[Weight]) -> Weight:
+    """Weights of one shape and format as a stack."""
+    return jax.tree.map(
+        lambda *arrays: from_bits(jnp.stack([as_bits(array) for array in arrays]), arrays[0].dtype), *experts
+    )

@@ -5,6 +5,7 @@ Shapes: O outputs, I inputs, R some of the rows, (P, Q) the tile that shares a s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,10 @@ from bombus.policies.formats import PARTS, Format, find_format
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """A weight of `shape` (O, I) as it is stored: its codes, or its values in a plain type, and its parts."""
+    """A weight of `shape` (O, I) as it is stored: its codes, or its values in a plain type, and its parts.
+
+    A stack of experts is one whose arrays have an axis E in front; `shape` is that of one expert.
+    """
 
     codes: jax.Array
     scale_inv: jax.Array | None = None
@@ -29,8 +33,8 @@ class Weight:
 
     @classmethod
     def plain(cls, values: jax.Array) -> Weight:
-        """A weight that is stored as its values (O, I)."""
-        return cls(codes=values, format=find_format(values.dtype), shape=(values.shape[0], values.shape[1]))
+        """A weight (O, I), or a stack (E, O, I), that is stored as its values."""
+        return cls(codes=values, format=find_format(values.dtype), shape=(values.shape[-2], values.shape[-1]))
 
     def rows(self, first: int, last: int) -> Weight:
         """The rows from `first` up to `last`, where tiles begin and end there."""
@@ -40,15 +44,30 @@ class Weight:
         return replace(self, codes=self.codes[first:last], **parts, shape=(last - first, self.shape[1]))
 
     @property
+    def experts(self) -> int | None:
+        """How many experts are stacked; None for a weight that is no stack."""
+        return self.codes.shape[0] if self.codes.ndim == 3 else None
+
+    def expert(self, index: jax.Array | int) -> Weight:
+        """The weight of one expert of a stack. An index past the end is the last."""
+        return jax.tree.map(lambda array: slice_bits(array, index)[0], self)
+
+    @property
     def parts(self) -> dict[str, jax.Array]:
         """name -> array of what there is beside the codes."""
         return {name: part for name in PARTS if (part := getattr(self, name)) is not None}
 
 
 def dequantize(weight: Weight, dtype: jnp.dtype) -> jax.Array:
-    """The whole weight (O, I) in `dtype`: computed in float32 and rounded once."""
+    """The whole weight (O, I), or stack (E, O, I), in `dtype`: computed in float32 and rounded once.
+
+    A stack goes expert by expert, so that the float32 values are never all there.
+    """
     if not weight.format.is_low:
         return weight.codes.astype(dtype)
+    if weight.experts is not None:
+        each = lax.map(lambda index: as_bits(dequantize(weight.expert(index), dtype)), jnp.arange(weight.experts))
+        return from_bits(each, jnp.dtype(dtype))
     return row_values(weight, jnp.arange(weight.shape[0]), weight.codes).astype(dtype)
 
 
@@ -86,7 +105,7 @@ def _scales(weight: Weight, rows: jax.Array, inputs: slice) -> jax.Array:
         # As the exponent of a float32. 2^-127 is no normal number: XLA:CPU takes it for zero. 255 is refused at load.
         scale = lax.bitcast_convert_type(scale.astype(jnp.uint32) << 23, jnp.float32)
         return scale * 2.0**-weight.format.kind.fraction
-    scale = lax.bitcast_convert_type(scale, stored)
+    scale = from_bits(scale, stored)
     if stored == jnp.float8_e4m3fn:
         assert weight.global_scale is not None
         return decode_e4m3fn(scale) / weight.global_scale
@@ -116,6 +135,29 @@ def as_bits(values: jax.Array) -> jax.Array:
     if values.dtype.itemsize > 2 or not jnp.issubdtype(values.dtype, jnp.floating):
         return values
     return lax.bitcast_convert_type(values, jnp.uint8 if values.dtype.itemsize == 1 else jnp.uint16)
+
+
+def map_experts(make: Callable[[Any], Weight], each: Any) -> Weight:
+    """The stack of what `make` returns for each of the arrays (E, ...), one after the other."""
+    one = jax.eval_shape(make, jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), each))
+    types = jax.tree.map(lambda array: array.dtype, each)
+
+    def make_bits(bits: Any) -> Weight:
+        return jax.tree.map(as_bits, make(jax.tree.map(from_bits, bits, types)))
+
+    # As bits in and out: XLA:CPU would keep what is narrower than float32 as that around the loop.
+    made = lax.map(make_bits, jax.tree.map(as_bits, each))
+    return jax.tree.map(lambda array, like: from_bits(array, like.dtype), made, one)
+
+
+def from_bits(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The inverse of `as_bits`."""
+    return bits if bits.dtype == dtype else lax.bitcast_convert_type(bits, dtype)
+
+
+def slice_bits(values: jax.Array, first: jax.Array | int, size: int = 1) -> jax.Array:
+    """`size` of the codes or scales along the first axis, from `first` on, sliced as bits."""
+    return from_bits(lax.dynamic_slice_in_dim(as_bits(values), first, size), values.dtype)
 
 
 def _elements(codes: jax.Array, format: Format) -> jax.Array:

@@ -1,35 +1,33 @@
-"""Gated feed-forward (Shazeer 2020, "GLU variants improve transformer").
+"""Feed-forwards: plain, gated (Shazeer 2020, "GLU variants improve transformer") and a mixture of gated experts.
 
-Shapes: D hidden, F feed-forward.
+Shapes: D hidden, F feed-forward, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from bombus.layers.activations import ACTIVATIONS, check_activation
 from bombus.layers.dense import Dense
-from bombus.policies.errors import Problem, SpecError, closest
+from bombus.layers.experts import ClampedSwish, Experts
+from bombus.layers.router import Router
 
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-}
+__all__ = ["ACTIVATIONS", "FeedForward", "GatedFeedForward", "MixtureFeedForward", "check_activation"]
 
 
-def check_activation(name: str) -> None:
-    """Raise SpecError, with the closest known names, when there is no such activation."""
-    if name not in ACTIVATIONS:
-        raise SpecError(
-            Problem(subject=f"activation {name!r}", message="is not supported", remedy=closest(name, ACTIVATIONS))
-        )
+class FeedForward(nnx.Module):
+    """x (..., D) -> output(activation(intermediate(x))), (..., D)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: str, bias: bool = True) -> None:
+        check_activation(activation)
+        self.intermediate = Dense(hidden_size, intermediate_size, bias=bias)
+        self.output = Dense(intermediate_size, hidden_size, bias=bias)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.output(ACTIVATIONS[self.activation](self.intermediate(x)))
 
 
 class GatedFeedForward(nnx.Module):
@@ -45,3 +43,32 @@ class GatedFeedForward(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         gate = self.gate(x)
         return self.output(ACTIVATIONS[self.activation](gate) * self.intermediate(x).astype(gate.dtype))
+
+
+class MixtureFeedForward(nnx.Module):
+    """x (..., D) -> what the experts that `router` chooses return, by its weights, and a `shared` one for all rows."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        moe_intermediate_size: int,
+        num_experts: int,
+        *,
+        router: Router,
+        activation: str | ClampedSwish,
+        shared: GatedFeedForward | None = None,
+        bias: bool = False,
+    ) -> None:
+        self.router = router
+        self.experts = Experts(
+            hidden_size, moe_intermediate_size, experts=num_experts, activation=activation, bias=bias
+        )
+        self.shared = shared
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x_TD = x.reshape(-1, x.shape[-1])
+        weights_TK, experts_TK = self.router(x_TD)
+        y = self.experts(x_TD, experts_TK, weights_TK).reshape(x.shape)
+        if self.shared is None:
+            return y
+        return (y.astype(jnp.float32) + self.shared(x).astype(jnp.float32)).astype(y.dtype)

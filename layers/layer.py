@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bombus.kernels import Weight
+from bombus.kernels import Weight, map_experts, quantize
 from bombus.policies.formats import PARTS, WEIGHTS, DType, Format, Shape, find_format
 from bombus.policies.policy import Policy, resolve_type
 
@@ -23,11 +23,25 @@ def declare(shape: Shape, dtype: DType) -> nnx.Param:
 
 
 def initial_values(name: str, key: jax.Array, shape: Shape) -> jax.Array:
-    """Float32 values for a parameter of this name: normal(0, 0.02) for weights, ones for scales, zeros for biases."""
+    """Float32 values for a parameter of this name: normal(0, 0.02) for weights, ones for scales, else zeros."""
     if name in WEIGHTS:
         # 0.02 is what transformers initialises with (`initializer_range`).
         return 0.02 * jax.random.normal(key, shape, jnp.float32)
-    return {"scale": jnp.ones, "bias": jnp.zeros}[name](shape, jnp.float32)
+    return _CONSTANTS[name](shape, jnp.float32)
+
+
+def initial_weight(name: str, key: jax.Array, shape: Shape, format: Format) -> Weight:
+    """A weight (O, I) of such values in `format`; of a stack (E, O, I) expert by expert, never all in float32."""
+    if len(shape) == 2:
+        return quantize(initial_values(name, key, shape), format)
+
+    def draw(expert: jax.Array) -> Weight:
+        return quantize(initial_values(name, jax.random.fold_in(key, expert), shape[1:]), format)
+
+    return map_experts(draw, jnp.arange(shape[0]))
+
+
+_CONSTANTS = {"scale": jnp.ones, "bias": jnp.zeros, "selection_bias": jnp.zeros, "sinks": jnp.zeros}
 
 
 class Layer(nnx.Module):
@@ -59,12 +73,15 @@ class Layer(nnx.Module):
 
 
 class WeightLayer(Layer):
-    """A layer with a weight (O, I), in the attribute that `weight_name` says, that may be stored in any format."""
+    """A layer with a weight (O, I), in the attribute that `weight_name` says, that may be stored in any format.
+
+    experts: how many of them are stacked, (E, O, I); all in one format, with scales of their own.
+    """
 
     weight_name: ClassVar[str]
 
-    def __init__(self, outputs: int, inputs: int) -> None:
-        self.shape = (outputs, inputs)
+    def __init__(self, outputs: int, inputs: int, *, experts: int | None = None) -> None:
+        self.shape: Shape = (outputs, inputs) if experts is None else (experts, outputs, inputs)
         self.format = find_format("f32")
         setattr(self, self.weight_name, declare(self.shape, self.format.dtype))
         self.scale_inv: nnx.Param | None = nnx.data(None)
@@ -83,10 +100,10 @@ class WeightLayer(Layer):
 
     @property
     def weight(self) -> Weight:
-        """The weight as it is stored."""
+        """The weight as it is stored; of experts the stack."""
         codes = getattr(self, self.weight_name).get_value()
         if not self.format.is_low:
             # The type of the array counts, so that a module works with parameters that a user has cast.
             return Weight.plain(codes)
         parts = {name: part.get_value() for name in PARTS if (part := getattr(self, name)) is not None}
-        return Weight(codes=codes, **parts, format=self.format, shape=self.shape)
+        return Weight(codes=codes, **parts, format=self.format, shape=(self.shape[-2], self.shape[-1]))

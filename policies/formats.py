@@ -137,24 +137,25 @@ class Format:
         """This format with scales of another type. Raises PolicyError where its scales have no choice of type."""
         return Format(self.name, checked_options(self.name, {**dict(self.options), "scale": type_name(dtype)}))
 
-    def grid(self, shape: Shape) -> tuple[int, int]:
-        """The shape of `scale_inv` for a weight of this shape."""
-        rows, columns = (size if tile == 0 else tile for size, tile in zip(shape, self.tile, strict=True))
-        return (-(-shape[0] // max(rows, 1)), -(-shape[1] // max(columns, 1)))
+    def grid(self, shape: Shape) -> Shape:
+        """The shape of `scale_inv` for a weight (O, I); axes before these, as of a stack of experts, stay."""
+        *stack, outputs, inputs = shape
+        rows, columns = (max(tile or whole, 1) for tile, whole in zip(self.tile, (outputs, inputs), strict=True))
+        return (*stack, -(-outputs // rows), -(-inputs // columns))
 
     def codes_shape(self, shape: Shape) -> Shape:
-        """The shape of the array of codes of a weight."""
+        """The shape of the array of codes of a weight (..., O, I)."""
         return (*shape[:-1], -(-shape[-1] // 2)) if self.packed else shape
 
     def parts(self, shape: Shape) -> dict[str, tuple[Shape, DType]]:
-        """name -> (shape, type) of the arrays that a weight of this shape has beside its codes."""
+        """name -> (shape, type) of the arrays that a weight (..., O, I) has beside its codes."""
         if not self.is_low:
             return {}
         parts: dict[str, tuple[Shape, DType]] = {"scale_inv": (self.grid(shape), self.scale_type)}
         if self.zero_points:
             parts["zero_point"] = (self.grid(shape), np.dtype(np.uint8))
         if self.kind.global_scale:
-            parts["global_scale"] = ((1,), np.dtype(np.float32))
+            parts["global_scale"] = ((*shape[:-2], 1), np.dtype(np.float32))
         return parts
 
     def nbytes(self, shape: Shape) -> int:

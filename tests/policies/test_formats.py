@@ -151,6 +151,16 @@ def test_parts() -> None:
     assert find_format("nvfp4").parts(shape) == {"scale_inv": ((130, 13), E4M3), "global_scale": ((1,), F32)}
 
 
+@pytest.mark.parametrize("written", [*STORED, "f8_e4m3fn(tile=tensor)", "int4(group=64, zero_points)"])
+def test_what_a_stack_of_experts_is_stored_as(written: str) -> None:
+    """What each expert is by itself, with the axis of experts in front of every array."""
+    found, one = find_format(written), (130, 201)
+    assert found.grid((6, *one)) == (6, *found.grid(one))
+    assert found.codes_shape((6, *one)) == (6, *found.codes_shape(one))
+    assert found.parts((6, *one)) == {name: ((6, *shape), dtype) for name, (shape, dtype) in found.parts(one).items()}
+    assert found.nbytes((6, *one)) == 6 * found.nbytes(one)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_one_weight_has_one_scale(name: str) -> None:
     """A tile is never larger than the weight, and no grid is empty."""
