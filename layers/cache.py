@@ -6,6 +6,7 @@ Shapes: B batch, T new tokens, S cached tokens, K key/value heads, H head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from bombus.policies.formats import DType
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Keys and values of every layer, (B*K, S, H) each and NOT repeated for the query heads.
+    """Keys and values of every layer, (B*K, S, H) each and NOT repeated for the query heads; see CacheShape.
 
     Row and head are one axis, because that is the form of the product that reads them: with a reshape in between
     XLA:CPU fuses the write twice and copies the whole cache three times per step (benchmarks/README.md).
@@ -37,12 +38,20 @@ class Cache:
         return self.mask.shape[1]
 
 
-def empty_cache(num_layers: int, batch: int, capacity: int, *, num_kv_heads: int, head_dim: int, dtype: DType) -> Cache:
+class CacheShape(NamedTuple):
+    """What a layer caches of a token: a key of `key_dim` and a value of `value_dim` for each of its heads."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+def empty_cache(num_layers: int, batch: int, capacity: int, *, shape: CacheShape, dtype: DType) -> Cache:
     """A cache with `capacity` free slots per row."""
-    shape = (batch * num_kv_heads, capacity, head_dim)
+    slots = (batch * shape.num_kv_heads, capacity)
     return Cache(
-        keys=tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)),
-        values=tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)),
+        keys=tuple(jnp.zeros((*slots, shape.key_dim), dtype) for _ in range(num_layers)),
+        values=tuple(jnp.zeros((*slots, shape.value_dim), dtype) for _ in range(num_layers)),
         mask=jnp.zeros((batch, capacity), jnp.bool_),
         length=jnp.zeros((), jnp.int32),
         positions=jnp.zeros((batch,), jnp.int32),

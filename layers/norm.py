@@ -11,15 +11,38 @@ from bombus.layers.layer import Layer, declare
 class RMSNorm(Layer):
     """x (..., D) / rms(x) * `scale` (D,), computed in float32 and rounded once to the type of x.
 
-    Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
+    Zhang and Sennrich 2019, "Root Mean Square Layer Normalization". `plus_one` multiplies by 1 + `scale` (Gemma).
     """
 
-    def __init__(self, size: int, *, epsilon: float) -> None:
+    def __init__(self, size: int, *, epsilon: float, plus_one: bool = False) -> None:
         self.scale = declare((size,), jnp.dtype(jnp.float32))
         self.epsilon = epsilon
+        self.plus_one = plus_one
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         normal = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        scale = self.scale.get_value().astype(jnp.float32)
+        scaled = normal * (1.0 + scale if self.plus_one else scale)
+        return scaled.astype(self.output_type_of("scale", x.dtype))
+
+
+class LayerNorm(Layer):
+    """(x - mean(x)) / deviation(x) * `scale` (D,) + `bias` (D,) of x (..., D), in float32 and rounded once.
+
+    Ba et al. 2016, "Layer Normalization". `bias=False` leaves the bias out.
+    """
+
+    def __init__(self, size: int, *, epsilon: float, bias: bool = True) -> None:
+        self.scale = declare((size,), jnp.dtype(jnp.float32))
+        self.bias = declare((size,), jnp.dtype(jnp.float32)) if bias else None
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
         scaled = normal * self.scale.get_value().astype(jnp.float32)
+        if self.bias is not None:
+            scaled = scaled + self.bias.get_value().astype(jnp.float32)
         return scaled.astype(self.output_type_of("scale", x.dtype))
