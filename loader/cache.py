@@ -84,7 +84,8 @@ def cache_key(plan: LoadPlan) -> str:
         if (source := entry.source) is not None:
             known |= {file: _identity(file) for file in _files(source) if file not in known}
             # A file and a name are a tensor; config.json, which is not among the files, may change what it means.
-            read = [source.names, str(source.format), repr(source.layout), [known[file] for file in _files(source)]]
+            how = [str(source.stored), repr(source.layout), repr(source.selection)]
+            read = [source.names, *how, [known[file] for file in _files(source)]]
             entries.append([entry.path, list(entry.shape), str(entry.format), entry.action, read])
     text = json.dumps([_VERSION, repr(plan.model.spec), entries])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -140,7 +141,8 @@ def entry_to_json(entry: CacheEntry) -> dict[str, Any]:
 def _files(source: Source) -> Iterator[Path]:
     """The files that a parameter is read from, or that are compared when it is."""
     copies = [info for info, _ in source.copies.values()]
-    for info in (*source.infos, *source.told.values(), *copies):
+    told = [info for piece in source.pieces for info in piece.told.values()]
+    for info in (*source.infos, *told, *copies):
         yield from (part.file for part in (info.parts if isinstance(info, JoinedTensor) else (info,)))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import ml_dtypes
 import numpy as np
@@ -29,11 +30,17 @@ from bombus.policies.formats import FORMATS, Format, Shape, find_format
 
 _FP8 = FORMATS["f8_e4m3fn"].dtype
 _FLOAT8 = {_FP8: "f8_e4m3fn", FORMATS["f8_e5m2"].dtype: "f8_e5m2"}
+_SMALL = {name: find_format(f"mxfp8(element={name})").canonical for name in _FLOAT8.values()}
 _U8 = np.dtype(np.uint8)
 _DEFAULT_BLOCK = FORMATS["f8_e4m3fn"].options["tile"]
 _EXPONENTS = (_U8, np.dtype(ml_dtypes.float8_e8m0fnu))
 # What the scale of FP8 codes is called: Hugging Face, compressed-tensors and FBGEMM, DeepSeek-V4, Mistral.
 SCALE_WORDS = ("weight_scale_inv", "weight_scale", "scale", "qscale_weight")
+_SCALED = {
+    word: replace(base, words={**base.words, "scale_inv": word})
+    for word in SCALE_WORDS
+    for base in [UNPACKED if word == UNPACKED.words["scale_inv"] else BLOCK_FP8]
+}
 # The methods whose configuration lets one expect the second of them.
 _WITHOUT_INV = ("compressed-tensors", "fbgemm_fp8", "modelopt")
 # Scales for activations that are quantized too, and for a cache: not needed where these are computed in 16 or 32 bits.
@@ -115,25 +122,26 @@ def _float8(layer: _Layer, scheme: Scheme) -> Stored | None:
     name = _FLOAT8[codes.dtype]
     known = [word for word in SCALE_WORDS if layer.find(word) is not None]
     word = known[0] if known else SCALE_WORDS[scheme.method in _WITHOUT_INV]
-    base = UNPACKED if word == UNPACKED.words["scale_inv"] else BLOCK_FP8
-    layout = replace(base, words={**base.words, "scale_inv": word})
-    element = "" if name == "f8_e4m3fn" else f"(element={name})"
+    layout = _SCALED[word]
     scale = layer.find(word)
-    small = find_format(f"mxfp8{element}")
+    small = _SMALL[name]
     is_small = scale is not None and scale.dtype in _EXPONENTS and scale.shape == small.grid(layer.shape)
     if is_small and scheme.block_shape in (None, small.tile, _DEFAULT_BLOCK):
         return Stored(layout=layout, format=small, names=("mxfp8",))
-    return Stored(layout=layout, format=_tiled(name, layer.shape, scale, scheme.block_shape), names=(name, "mxfp8"))
+    format = _tiled(name, layer.shape, None if scale is None else scale.shape, scheme.block_shape)
+    return Stored(layout=layout, format=format, names=(name, "mxfp8"))
 
 
-def _tiled(name: str, shape: Shape, scale: TensorInfo | None, block: tuple[int, int] | None) -> Format:
-    """The format of FP8 codes with such a scale: one for the tensor, for every channel, or for every block."""
+# A large mixture of experts asks the same of forty thousand weights.
+@lru_cache(maxsize=1024)
+def _tiled(name: str, shape: Shape, scale: Shape | None, block: tuple[int, int] | None) -> Format:
+    """The format of FP8 codes with a scale of this shape: of the tensor, of every channel, or of every block."""
     whole: list[tuple[int, int]] = [(0, 0), (1, 0)]
     blocks = [] if block is None else [block]
     # A scale that is no matrix is never one of blocks, of which a small weight may have only one as well.
-    tiles = whole + blocks if scale is not None and len(scale.shape) < 2 else blocks + whole
+    tiles = whole + blocks if scale is not None and len(scale) < 2 else blocks + whole
     formats = [Format(name, (("tile", tile),)).canonical for tile in tiles]
-    fits = (format for format in formats if scale is not None and same_without_ones(scale.shape, format.grid(shape)))
+    fits = (format for format in formats if scale is not None and same_without_ones(scale, format.grid(shape)))
     # What fits none is one of blocks, with the wrong grid.
     return next(fits, Format(name, (("tile", block or (0, 0)),)).canonical)
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from bombus.loader.conventions import ACTIVATION_WORDS, CACHE_WORDS, SCALE_WORDS, Scheme, find_stored
 from bombus.loader.layouts import BLOCKS
-from bombus.loader.sources import WIDE, Damage, Source, find_source
+from bombus.loader.places import find_source
+from bombus.loader.sources import WIDE, Damage, Source
 from bombus.loader.tensors import TensorInfo
+from bombus.models.mapping import EVERY_EXPERT, Place
 from bombus.models.registry import architecture_of
 from bombus.models.spec import DecoderSpec
 from bombus.models.storage import is_weight
@@ -47,8 +49,9 @@ def not_a_copy(name: str, info: TensorInfo, source: Source) -> Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """Parameters with their sources, parameters without, and what is wrong with tied copies."""
+    """Where parameters should be, those with their sources, those without, and what is wrong with tied copies."""
 
+    places: dict[str, Place]
     sources: dict[str, Source]
     missing: dict[str, Problem]
     problems: list[Problem]
@@ -63,17 +66,17 @@ def match_tensors(
 ) -> Match:
     """Where each parameter is in a checkpoint whose names are ours spelled by `spell`."""
     mapping = architecture_of(spec).mapping
-    match = Match(sources={}, missing={}, problems=[])
+    places = {path: mapping.place(path, spec, shapes).spelled(spell) for path in shapes}
+    match = Match(places=places, sources={}, missing={}, problems=[])
     for path, shape in shapes.items():
-        name = spell(mapping.tensor(path))
-        source = find_source(path, name, shape, headers, scheme)
+        place = places[path]
+        source = find_source(path, place, shape, headers, scheme)
         tied = mapping.tied_tensor(path) if spec.tie_word_embeddings else None
-        copy = find_source(path, tied, shape, headers, scheme) if tied is not None else None
-        if tied is not None and copy is not None and _is_there(tied, shape, headers, scheme):
+        if tied is not None and _is_there(tied, shape, headers, scheme):
+            copy = find_source(path, Place(tensor=tied, layer=tied.rpartition(".")[0]), shape, headers, scheme)
             if isinstance(source, Source):
-                problem = _compare(tied, copy, source, headers)
-                match.problems.extend(problem)
-            elif not _is_there(name, shape, headers, scheme):
+                match.problems.extend(_compare(tied, copy, source, headers))
+            elif not _is_there(place.tensor, shape, headers, scheme):
                 source = copy
         if isinstance(source, Source):
             match.sources[path] = source
@@ -100,33 +103,36 @@ class LeftOver:
 def left_over(
     spec: DecoderSpec,
     shapes: Mapping[str, tuple[int, ...]],
-    spell: Callable[[str], str],
     headers: Mapping[str, TensorInfo],
     match: Match,
 ) -> LeftOver:
     """What becomes of every tensor that is not read."""
     mapping = architecture_of(spec).mapping
-    tensors = {path: spell(mapping.tensor(path)) for path in shapes}
-    named = {*tensors.values(), *(mapping.tied_tensor(path) for path in shapes if spec.tie_word_embeddings)}
-    for source in match.sources.values():
-        named |= {*source.names, *source.copies}
+    named = {mapping.tied_tensor(path) for path in shapes if spec.tie_word_embeddings}
+    for path, place in match.places.items():
+        found = match.sources.get(path)
+        named |= {place.tensor, *(() if found is None else (*found.names, *found.copies))}
     # The tensors of a weight that is refused are part of that problem, not another one.
-    layers = [tensors[path].rpartition(".")[0] for path in match.missing if is_weight(path)]
+    places = [match.places[path] for path in match.missing]
+    layers = [place.layer for path, place in zip(match.missing, places, strict=True) if is_weight(path)]
     refused = [
         *(f"{layer}." for layer in layers),
         *(BLOCKS.name(layer, leaf) for layer in layers for leaf in BLOCKS.words),
     ]
+    # Those of the other experts, too.
+    refused += [place.layer.partition(EVERY_EXPERT)[0] for place in places if place.by_expert]
+    refused += [place.layer for place in places if place.stacked]
     refused += [f"{tied}_" for path in shapes if spec.tie_word_embeddings and (tied := mapping.tied_tensor(path))]
     named |= {name for name in headers if name.startswith(tuple(refused))}
     read_layers = {name.rpartition(".")[0] for name in named if name}
-    quantized = {source.layer for source in match.sources.values() if source.format.is_low}
+    quantized = {it.layer for source in match.sources.values() if source.format.is_low for it in source.pieces}
     result = LeftOver()
     for name in headers:
         if name in named:
             continue
         layer, _, word = name.rpartition(".")
         another_head = mapping.belongs_to_a_head(name) and layer not in read_layers
-        if another_head or mapping.is_ignored(name):
+        if another_head or mapping.is_ignored(name, spec):
             result.unused.append(name)
         elif (word in ACTIVATION_WORDS and layer in quantized) or (word in CACHE_WORDS and quantized):
             result.activation_scales.append(name)

@@ -97,7 +97,7 @@ def make_plan(
     mapping = architecture_of(spec).mapping
     spell = mapping.namer(shapes, headers)
     found = match_tensors(spec, shapes, spell, headers, scheme or Scheme())
-    rest = left_over(spec, shapes, spell, headers, found)
+    rest = left_over(spec, shapes, headers, found)
     problems = list(found.problems)
     if strict:
         problems += found.missing.values()
@@ -155,8 +155,9 @@ def _main_type(sources: Mapping[str, Source], declared: DType | None) -> DType:
     """
     sizes: Counter[DType] = Counter()
     for source in sources.values():
-        if source.info.dtype in WIDE:
-            sizes[source.info.dtype] += int(np.prod(source.info.shape, dtype=np.int64))
+        for it in source.pieces:
+            if it.info.dtype in WIDE:
+                sizes[it.info.dtype] += int(np.prod(it.info.shape, dtype=np.int64))
     if declared is not None and any(s.format.is_low for path, s in sources.items() if path.endswith(".embedding")):
         return declared
     return sizes.most_common(1)[0][0] if sizes else _F32

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -15,7 +16,7 @@ from bombus.kernels import Weight, dequantize, requantize
 from bombus.loader.layouts import CODES
 from bombus.loader.plan import Entry, LoadPlan
 from bombus.loader.sources import Source
-from bombus.loader.tensors import TensorInfo, same_bytes
+from bombus.loader.tensors import TensorInfo, empty, same_bytes
 from bombus.models import Params
 from bombus.models.model import flat, nested, weight_leaves
 from bombus.models.storage import is_weight, part_paths
@@ -45,13 +46,20 @@ def stream_parameters(plan: LoadPlan, progress: bool | None) -> Generator[dict[s
     ):
         # As many as there are readers, and one that waits: more would be memory that nobody asked for.
         ahead: deque[Future[dict[str, np.ndarray]]] = deque()
-        waiting = iter(sources)
+        waiting = ((entry, piece) for entry, source in sources for piece in source.pieces)
+
+        def fetched() -> dict[str, np.ndarray]:
+            while len(ahead) <= _READERS and (following := next(waiting, None)) is not None:
+                ahead.append(readers.submit(_fetch, *following))
+            return ahead.popleft().result()
+
         try:
             for entry, source in sources:
-                while len(ahead) <= _READERS and (following := next(waiting, None)) is not None:
-                    ahead.append(readers.submit(_fetch, *following))
                 # Waiting bounds the memory: no queue of tensors that are read and not yet converted.
-                yield jax.block_until_ready(_place(entry, source, ahead.popleft().result()))
+                if source.experts:
+                    yield jax.block_until_ready(_stack(entry, source, fetched))
+                else:
+                    yield jax.block_until_ready(_place(entry, source, fetched()))
                 bar.update(sum(info.nbytes for info in source.infos))
         finally:
             for future in ahead:
@@ -79,6 +87,16 @@ def arrays_of(entry: Entry) -> dict[str, tuple[Shape, DType]]:
     return {entry.path: (format.codes_shape(entry.shape), format.dtype), **{paths[part]: parts[part] for part in parts}}
 
 
+def _stack(entry: Entry, source: Source, fetched: Callable[[], dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+    """path -> array for the parameter of all experts, of which one after the other is `fetched` and converted."""
+    one = replace(entry, shape=entry.shape[1:])
+    stacks = {path: empty(shape, dtype) for path, (shape, dtype) in arrays_of(entry).items()}
+    for number, expert in enumerate(source.experts):
+        for path, array in _place(one, expert, fetched()).items():
+            stacks[path][number] = np.asarray(array)
+    return {path: jax.device_put(stack) for path, stack in stacks.items()}
+
+
 def _fetch(entry: Entry, source: Source) -> dict[str, np.ndarray]:
     """leaf -> array of a parameter as its files have it: its values or codes, and its parts. Checked against its copies
     and what is told of it.
@@ -86,10 +104,24 @@ def _fetch(entry: Entry, source: Source) -> dict[str, np.ndarray]:
     for name, (copy, original) in source.copies.items():
         _check_tied(source.tensor, original, name, copy)
     host = source.info.read(source.tensor)
-    if not source.format.is_low:
+    if source.format.is_low:
+        arrays = _fetch_low(source, host, _shape_in_file(entry, source))
+    else:
         # JAX has no float64 unless a user switches it on for everything.
-        return {CODES: host.astype(np.float32) if host.dtype == np.float64 else host}
-    shape, layout, format = (entry.shape[0], entry.shape[1]), source.layout, source.format
+        arrays = {CODES: host.astype(np.float32) if host.dtype == np.float64 else host}
+    return arrays if source.selection is None else source.selection.take(arrays, source.stored, source.format)
+
+
+def _shape_in_file(entry: Entry, source: Source) -> tuple[int, int]:
+    """The shape of the weight that the tensors hold: one expert's, with all that is fused."""
+    shape = entry.shape[-2:]
+    outputs, inputs = shape if source.selection is None else source.selection.file_shape(shape)
+    return outputs, inputs
+
+
+def _fetch_low(source: Source, host: np.ndarray, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """leaf -> array of a weight in low precision, whose codes are read already."""
+    layout, format = source.layout, source.stored
     for word, info in source.told.items():
         _check_told(source, word, info, shape)
     arrays = {CODES: layout.from_file(CODES, host, format, shape)}
@@ -153,7 +185,7 @@ def read_activation_scales(plan: LoadPlan) -> dict[str, np.ndarray]:
 
 def _check_told(source: Source, word: str, info: TensorInfo, shape: tuple[int, int]) -> None:
     name = f"{source.layer}.{word}"
-    expected = source.layout.contradiction(word, info.read(name), source.format, shape)
+    expected = source.layout.contradiction(word, info.read(name), source.stored, shape)
     if expected is not None:
         raise CheckpointError(
             Problem(

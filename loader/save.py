@@ -6,26 +6,26 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from bombus.loader.checkpoint import INDEX, WEIGHTS
 from bombus.loader.generation_config import GenerationConfig
-from bombus.loader.layouts import BLOCK_FP8, CODES, Layout
+from bombus.loader.layouts import BLOCK_FP8, BLOCKS, Layout
 from bombus.loader.load import LoadedModel
 from bombus.loader.quantization import write_quantization
+from bombus.loader.units import Unit, main_formats, make_units
 from bombus.loader.write import TensorWriter, make_folder, remove_file, write_bytes
+from bombus.loader.written import Written
 from bombus.models.model import Model, flat
 from bombus.models.storage import is_weight, part_paths
 from bombus.policies.errors import PlanError, Problem
-from bombus.policies.formats import DType, Format, Shape, type_name
+from bombus.policies.formats import DType, Format, Shape, find_format, type_name
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
@@ -54,30 +54,33 @@ def write_folder(
 ) -> list[Path]:
     """See save_model. parameters: the arrays of each parameter of `order`, one after the other, by path."""
     make_folder(folder)
-    _, layout = quantization_of(model)
-    tensors = {path: _tensors(model, path, layout) for path in order}
-    shards: list[list[str]] = [[]]
-    size = 0
-    for path in order:
-        nbytes = sum(tensor.nbytes for tensor in tensors[path])
-        if size and size + nbytes > max_shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(path)
-        size += nbytes
+    units = _written(model, order)
+    headers = {unit: unit.headers() for unit in units}
+    shards: list[dict[str, tuple[Shape, DType]]] = [{}]
+    for held in headers.values():
+        if shards[-1] and _nbytes(shards[-1]) + _nbytes(held) > max_shard_bytes:
+            shards.append({})
+        shards[-1] |= held
     count = len(shards)
     names = [WEIGHTS] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    weight_map: dict[str, str] = {}
-    with ExitStack() as writers:
-        for name, paths in zip(names, shards, strict=True):
-            held = {tensor.name: (tensor.shape, tensor.dtype) for path in paths for tensor in tensors[path]}
-            weight_map |= dict.fromkeys(held, name)
-            writer = writers.enter_context(TensorWriter(folder / name, held, {"format": "pt"}))
-            for path in paths:
-                _write_parameter(writer, tensors[path], next(parameters))
+    weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(TensorWriter(folder / name, shard, {"format": "pt"}))
+            for name, shard in zip(names, shards, strict=True)
+        }
+        # The parts of a fused tensor wait for each other.
+        waiting: dict[Written, dict[str, jax.Array]] = {}
+        unit_of = {path: unit for unit in units for path in unit.unit.paths}
+        for path in order:
+            arrays = waiting.setdefault(unit_of[path], {})
+            arrays |= next(parameters)
+            if all(part in arrays for part in unit_of[path].unit.paths):
+                _write_unit(writers, weight_map, unit_of[path], waiting.pop(unit_of[path]))
+                del arrays
     if count > 1:
-        total = sum(tensor.nbytes for path in order for tensor in tensors[path])
-        names.append(_write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}))
+        index = {"metadata": {"total_size": sum(map(_nbytes, shards))}, "weight_map": weight_map}
+        names.append(_write_json(folder / INDEX, index))
     names.append(_write_json(folder / "config.json", config_json(model)))
     if generation.eos_token_ids:
         names.append(_write_json(folder / "generation_config.json", generation.to_hf()))
@@ -88,10 +91,40 @@ def write_folder(
     return [folder / name for name in names]
 
 
-def _write_parameter(writer: TensorWriter, tensors: list[_Tensor], arrays: Mapping[str, jax.Array]) -> None:
-    """A function of its own, so that nothing keeps the arrays while the next parameter is made."""
-    for tensor in tensors:
-        writer.write(tensor.name, tensor.make(arrays))
+def _write_unit(
+    writers: Mapping[str, TensorWriter],
+    weight_map: Mapping[str, str],
+    written: Written,
+    arrays: Mapping[str, jax.Array],
+) -> None:
+    """A function of its own, so that nothing keeps the arrays while the next parameters are made."""
+    for name, tensor in written.tensors(arrays):
+        writers[weight_map[name]].write(name, tensor)
+
+
+def _nbytes(headers: Mapping[str, tuple[Shape, DType]]) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers.values())
+
+
+def _units(model: Model, order: Iterable[str]) -> list[Unit]:
+    """What is written, as transformers names it for the model's head."""
+    units = make_units(model.spec, model.shapes, order, model.architecture.mapping.spelled_for(model.spec.head))
+    return [unit.in_codes() if model.formats[unit.paths[0]].is_low else unit for unit in units]
+
+
+def _written(model: Model, order: Iterable[str]) -> list[Written]:
+    """How the units of a model are written."""
+    _, layout = quantization_of(model)
+    weights = _units(model, filter(is_weight, model.formats))
+    main = main_formats(weights, model.formats)
+    found = []
+    for unit in _units(model, order):
+        whole = unit.format(model.formats, main)
+        lies = layout(whole) if whole.is_low else BLOCK_FP8
+        found.append(
+            Written(unit=unit, stored=tuple(model.formats[path] for path in unit.paths), whole=whole, layout=lies)
+        )
+    return found
 
 
 def config_json(model: Model) -> dict[str, Any]:
@@ -104,6 +137,8 @@ def config_json(model: Model) -> dict[str, Any]:
         # torch calls these types as NumPy does.
         "torch_dtype": _wide_type(model).name,
         **spec.to_hf(),
+        # Else transformers takes the family's own, which may be none of this vocabulary's.
+        "pad_token_id": None,
         **({"quantization_config": section} if section else {}),
     }
 
@@ -114,10 +149,15 @@ def quantization_of(model: Model) -> tuple[dict[str, Any] | None, Callable[[Form
     if not any(format.is_low for format in weights.values()):
         return None, lambda _: BLOCK_FP8
     mapping = model.architecture.mapping
-    layers = {path: mapping.tensor(path).rpartition(".")[0] for path in weights}
-    embeddings = frozenset(layers[path] for path in weights if path.endswith(".embedding"))
-    formats = {layers[path]: format for path, format in weights.items()}
-    shapes = {layers[path]: model.shapes[path] for path in weights}
+    units = _units(model, weights)
+    main = main_formats(units, weights)
+    found = {unit: unit.format(weights, main) for unit in units}
+    if all(unit.place.stacked and format == find_format("mxfp4") for unit, format in found.items() if format.is_low):
+        kept = [unit.place.layer for unit, format in found.items() if not format.is_low]
+        return {"quant_method": "mxfp4", "modules_to_not_convert": kept}, lambda _: BLOCKS
+    formats = {layer: format for unit, format in found.items() for layer in unit.names(unit.place.layer)}
+    shapes = {layer: unit.shape for unit in units for layer in unit.names(unit.place.layer)}
+    embeddings = frozenset(unit.place.layer for unit in units if unit.paths[0].endswith(".embedding"))
     if model.spec.tie_word_embeddings:
         # A head that is the embedding is a layer to others, and one that they would look for codes of.
         tied = ((mapping.tied_tensor(path), format) for path, format in weights.items() if not format.is_low)
@@ -131,48 +171,9 @@ def _wide_type(model: Model) -> DType:
     return model.main_type if format.is_low else format.dtype
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tensor:
-    """A tensor to write, and what makes it of the arrays of its parameter."""
-
-    name: str
-    shape: Shape
-    dtype: DType
-    make: Callable[[Mapping[str, jax.Array]], np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
 def _leaves(model: Model, path: str) -> list[str]:
     """The paths of the arrays of a parameter, its codes or values first."""
     return [path, *part_paths(path, model.formats[path], model.shapes[path]).values()]
-
-
-def _tensors(model: Model, path: str, layout: Callable[[Format], Layout]) -> list[_Tensor]:
-    """The tensors of one parameter."""
-    format, shape = model.formats[path], model.shapes[path]
-    lies = layout(format) if format.is_low else BLOCK_FP8
-    name = model.architecture.mapping.tensor(path)
-    layer = name.rpartition(".")[0]
-
-    def tensor(leaf: str, name: str, array: str) -> _Tensor:
-        size, dtype = lies.file_type(leaf, format, shape)
-
-        def make(arrays: Mapping[str, jax.Array]) -> np.ndarray:
-            return lies.to_file(leaf, np.asarray(arrays[array]), format).reshape(size)
-
-        return _Tensor(name=name, shape=size, dtype=dtype, make=make)
-
-    leaves = dict(zip((CODES, *format.parts(shape)), _leaves(model, path), strict=True))
-    tensors = [tensor(leaf, lies.name(layer, leaf) if format.is_low else name, array) for leaf, array in leaves.items()]
-    if "weight_shape" in lies.told and format.name.startswith("int"):
-        sizes = np.array(shape, np.int64)
-        tensors.append(
-            _Tensor(name=f"{layer}.weight_shape", shape=sizes.shape, dtype=sizes.dtype, make=lambda _: sizes)
-        )
-    return tensors
 
 
 def _check(model: Model, values: dict[str, Any]) -> None:

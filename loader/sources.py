@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import ml_dtypes
 import numpy as np
 
 from bombus.loader.conventions import Scheme, Stored, find_stored, same_without_ones
 from bombus.loader.layouts import BLOCK_FP8, CODES, Layout
+from bombus.loader.selection import Selection
 from bombus.loader.tensors import TensorInfo
 from bombus.models.storage import is_weight
 from bombus.policies.errors import Problem
@@ -31,41 +33,60 @@ class Source:
     layer: what the names of its tensors begin with. parts: the tensors that a low-precision weight has beside its
     codes, by our name. told: tensors that must say what is known, by the last word of their names. copies: tensors
     that must hold the same bytes as another, because the parameter is tied: name -> (the copy, what it is a copy of).
+    selection: what of the tensors is the parameter, where it is not all of it; `found` is then the format of the whole.
+    experts: the sources of the experts that are stacked; the other fields are then those of the first.
     """
 
     tensor: str
     info: TensorInfo
     format: Format
     layer: str = ""
+    selection: Selection | None = None
+    found: Format | None = None
+    experts: tuple[Source, ...] = ()
     layout: Layout = BLOCK_FP8
     told: dict[str, TensorInfo] = field(default_factory=dict)
     parts: dict[str, tuple[str, TensorInfo]] = field(default_factory=dict)
     copies: dict[str, tuple[TensorInfo, TensorInfo]] = field(default_factory=dict)
 
     @property
+    def pieces(self) -> tuple[Source, ...]:
+        """What is read one after the other: the sources of all experts, or this one."""
+        return self.experts or (self,)
+
+    @property
     def infos(self) -> list[TensorInfo]:
         """Everything that is read."""
-        return [self.info, *(info for _, info in self.parts.values())]
+        return [info for it in self.pieces for info in (it.info, *(info for _, info in it.parts.values()))]
 
     @property
     def names(self) -> list[str]:
         """The names of all tensors that are read."""
-        return [self.tensor, *(name for name, _ in self.parts.values()), *(f"{self.layer}.{w}" for w in self.told)]
+        return [
+            name
+            for it in self.pieces
+            for name in (it.tensor, *(name for name, _ in it.parts.values()), *(f"{it.layer}.{w}" for w in it.told))
+        ]
+
+    @property
+    def stored(self) -> Format:
+        """The format of the whole tensors, of which the parameter may be a part, with smaller tiles."""
+        return self.format if self.found is None else self.found
 
 
 class Damage(Problem):
     """A tensor that is there with the right shape, and whose values cannot be read."""
 
 
-def find_source(
+def find_whole(
     path: str,
+    layer: str,
     tensor: str,
     shape: tuple[int, ...],
     headers: Mapping[str, TensorInfo],
     scheme: Scheme,
 ) -> Source | Problem:
-    """The source of one parameter, or why this tensor cannot be it."""
-    layer = tensor.rpartition(".")[0]
+    """The source of a parameter that is all of its tensors."""
     stored = find_stored(layer, shape, headers, scheme) if is_weight(path) else None
     if stored is not None:
         return _find_weight(path, layer, shape, headers, stored, scheme)
@@ -167,9 +188,14 @@ def _find_weight(
         parts[part] = (name, found)
     if "scale" in format.kind.options:
         scale = parts["scale_inv"][1].dtype
-        format = format.with_scale(_E8M0 if scale == _U8 else scale).canonical
+        format = _rescaled(format, _E8M0 if scale == _U8 else scale)
     told = {word: headers[f"{layer}.{word}"] for word in layout.told if f"{layer}.{word}" in headers}
     return Source(tensor=tensor, info=info, format=format, layer=layer, layout=layout, told=told, parts=parts)
+
+
+@lru_cache(maxsize=64)
+def _rescaled(format: Format, scale: DType) -> Format:
+    return format.with_scale(scale).canonical
 
 
 def _scale_types(format: Format, dtype: DType) -> tuple[DType, ...]:

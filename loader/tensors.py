@@ -42,6 +42,18 @@ class TensorInfo:
         """The size of the values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def part(self, first: int, last: int | None = None) -> TensorInfo:
+        """The tensor that is one element of this along its first axis, or those from `first` up to `last`."""
+        step = self.stride[0] if self.stride else math.prod(self.shape[1:])
+        shape = self.shape[1:] if last is None else (last - first, *self.shape[1:])
+        stride = self.stride[1:] if self.stride and last is None else self.stride
+        if stride is None:
+            size = math.prod(shape)
+        else:
+            size = sum((count - 1) * step for count, step in zip(shape, stride, strict=True)) + 1
+        start = self.start + first * step * self.dtype.itemsize
+        return replace(self, shape=shape, stride=stride, start=start, stop=start + size * self.dtype.itemsize)
+
     def read(self, name: str) -> np.ndarray:
         """The values, in C order in an aligned buffer of their own. Raises CheckpointError when the file has changed.
 

@@ -12,7 +12,10 @@ from damaged import edit, refusal
 
 import bombus
 from bombus.models.model import flat
+from bombus.models.registry import architectures
 from bombus.policies.errors import SpecError
+
+ROTARY_TYPES = "default, linear, dynamic, llama3, yarn or longrope"
 
 
 @pytest.mark.parametrize(
@@ -55,20 +58,21 @@ from bombus.policies.errors import SpecError
             "'relu', 'gelu'",
         ),
         (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            {"rope_scaling": {"rope_type": "mrope", "mrope_section": [2, 1, 1]}},
             [],
-            "field 'rope_scaling': asks for rotary type 'yarn', which is not supported (expected default or llama3)",
+            f"field 'rope_scaling': asks for rotary type 'mrope', which is not supported (expected {ROTARY_TYPES})",
         ),
         # Older files write `type`, newer ones `rope_parameters`.
         (
-            {"rope_scaling": {"type": "linear", "factor": 4.0}},
+            {"rope_scaling": {"type": "ntk", "factor": 4.0}},
             [],
-            "field 'rope_scaling': asks for rotary type 'linear', which is not supported (expected default or llama3)",
+            f"field 'rope_scaling': asks for rotary type 'ntk', which is not supported (expected {ROTARY_TYPES})",
         ),
         (
-            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}},
+            {"rope_scaling": None, "rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
             [],
-            "field 'rope_scaling': asks for rotary type 'dynamic', which is not supported (expected default or llama3)",
+            "field 'rope_parameters': asks for rotary type 'proportional', which is not supported "
+            f"(expected {ROTARY_TYPES})",
         ),
         ({"rope_scaling": "llama3"}, [], "field 'rope_scaling': must be an object (found 'llama3')"),
         ({"rope_theta": "1e4"}, [], "field 'rope_theta': has the wrong type (expected float, found '1e4')"),
@@ -102,7 +106,7 @@ def test_a_number_of_labels_that_is_no_number_is_refused(llama):
 
 
 def test_everything_wrong_with_a_configuration_is_listed_at_once(llama):
-    edit(llama, "vocab_size", hidden_size="32", sparse_ratio=0.5, rope_scaling={"rope_type": "yarn"})
+    edit(llama, "vocab_size", hidden_size="32", sparse_ratio=0.5, rope_scaling={"rope_type": "mrope"})
     text = refusal(llama, SpecError)
     assert text.startswith("config.json: 4 problems\n")
     for field in ("vocab_size", "hidden_size", "sparse_ratio", "rope_scaling"):
@@ -143,7 +147,7 @@ def test_an_architecture_that_is_not_supported_is_answered_with_those_that_are(l
     edit(llama, **fields)
     text = refusal(llama, SpecError)
     assert text.startswith(f"config.json: {problem}")
-    assert text.endswith("; supported: llama, qwen3")
+    assert text.endswith(f"; supported: {', '.join(sorted(known.name for known in architectures()))}")
 
 
 def test_architectures_that_are_no_list_are_refused(llama):
