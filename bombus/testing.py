@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
@@ -19,8 +19,10 @@ from safetensors.numpy import save_file
 from bombus.kernels.quantize import E4M3FN_MAX
 from bombus.loader.checkpoint import INDEX, WEIGHTS
 from bombus.loader.quantization import write_block_fp8
+from bombus.loader.units import make_units
 from bombus.models.abstract import abstract_shapes
 from bombus.models.registry import HEADS, Architecture, architectures
+from bombus.models.spec import DecoderSpec
 from bombus.policies.errors import CheckpointError, Problem, SpecError, closest
 from bombus.policies.formats import find_format, fp8_in_tiles
 
@@ -35,10 +37,26 @@ _TILES = {
     "head_dim": 48,
     "max_positions": 512,
 }
+# Mixtures of experts, and latent attention, whose joint projection ends in a partial tile.
+_PARTS = {
+    "num_experts": 6,
+    "num_experts_per_token": 2,
+    "moe_intermediate_size": 144,
+    "num_groups": 2,
+    "num_groups_per_token": 1,
+    "num_dense_blocks": 1,
+    "query_rank": 96,
+    "key_value_rank": 160,
+    "nope_dim": 32,
+    "rope_dim": 16,
+    "value_dim": 40,
+    "no_rope_layer_interval": 2,
+}
 PRESETS: dict[str, dict[str, int]] = {
-    "tiles": _TILES,
+    "tiles": {**_TILES, **_PARTS},
     # The generator of Bumblebee's pull request 448; there every kernel is a single tile.
     "original": {
+        **_PARTS,
         "vocab_size": 1024,
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -70,43 +88,42 @@ def tiny_checkpoint(
 ) -> Path:
     """`folder`, filled with a checkpoint of random weights: config, safetensors, tokenizer, generation config.
 
-    architecture: "qwen3" or "llama", or transformers' class name. weights: "f32", "bf16" or "f8_e4m3fn"; FP8
-    kernels have a distinct scale per tile, stored as `scales` ("f32" or "bf16"), and everything else is bf16.
-    not_converted: globs of layers (transformers' names) that stay bf16. preset: "tiles", with several and partial
-    tiles, or "original"; `sizes` override single spec fields, tie_word_embeddings included. The same arguments
-    give the same bytes.
+    architecture: the name of one ("qwen3", "gpt2", ...), or transformers' class name. weights: "f32", "bf16" or
+    "f8_e4m3fn"; FP8 kernels have a distinct scale per tile, stored as `scales` ("f32" or "bf16"), and everything else
+    is bf16. not_converted: globs of layers (transformers' names) that stay bf16. preset: "tiles", with several and
+    partial tiles, or "original"; `sizes` override single spec fields, tie_word_embeddings included. The same
+    arguments give the same bytes.
 
     Raises SpecError for an unknown architecture, preset or size.
     """
     entry = _architecture(architecture)
-    for what, value, known in (("preset", preset, PRESETS), ("head", head, HEADS), ("weights", weights, _WEIGHTS)):
-        if value not in known:
-            problem = Problem(subject=f"{what} {value!r}", message="does not exist", remedy=closest(value, known))
+    for what, value, choices in (("preset", preset, PRESETS), ("head", head, HEADS), ("weights", weights, _WEIGHTS)):
+        if value not in choices:
+            problem = Problem(subject=f"{what} {value!r}", message="does not exist", remedy=closest(value, choices))
             raise SpecError(problem)
     if shards < 1:
         raise SpecError(Problem(subject="shards", message="must be at least 1", found=str(shards)))
-    fields: dict[str, Any] = {"tie_word_embeddings": True, **PRESETS[preset], **sizes, "head": head}
-    unknown = [name for name in fields if name not in {field.name for field in dataclasses.fields(entry.spec)}]
-    if unknown:
-        raise SpecError(Problem(subject=f"size {unknown[0]!r}", message=f"is not a field of {entry.spec.__name__}"))
-    spec = entry.spec(**fields)
+    spec = _tiny_spec(entry, PRESETS[preset], head, sizes)
     stored = find_format(weights)
     wide = find_format("bf16" if stored.is_low else weights).dtype
     tensors: dict[str, np.ndarray] = {}
     kept = []
-    for path, shape in abstract_shapes(spec).items():
-        name = entry.mapping.tensor(path)
-        layer = name.rpartition(".")[0]
-        values = _values(path, shape, seed, block_shape)
-        is_head = path.startswith(("language_modeling_head", "sequence_classification_head"))
-        if stored.is_low and path.endswith(".kernel"):
-            if is_head or any(fnmatchcase(layer, pattern) for pattern in not_converted):
+    shapes = abstract_shapes(spec)
+    for unit in make_units(spec, shapes, shapes, entry.mapping.spelled_for(head)):
+        path = unit.paths[0]
+        parts = [_values(*pair, seed, block_shape) for pair in zip(unit.paths, unit.shapes, strict=True)]
+        values = unit.join(parts)
+        # As transformers does it: heads and routers are no linear layers to it, nor is a stack in one tensor.
+        is_kept = path.partition(".")[0].endswith("_head") or ".router." in path or unit.place.stacked
+        layers, names = unit.names(unit.place.layer), unit.names(unit.place.tensor)
+        for layer, name, value in zip(layers, names, values if unit.place.by_expert else [values], strict=True):
+            if stored.is_low and path.endswith(".kernel"):
+                if not is_kept and not any(fnmatchcase(layer, pattern) for pattern in not_converted):
+                    codes, scale = _quantize(value, block_shape, find_format(scales).dtype)
+                    tensors |= {name: codes, f"{name}_scale_inv": scale}
+                    continue
                 kept.append(layer)
-            else:
-                codes, scale = _quantize(values, block_shape, find_format(scales).dtype)
-                tensors |= {name: codes, f"{name}_scale_inv": scale}
-                continue
-        tensors[name] = values.astype(wide)
+            tensors[name] = np.ascontiguousarray(value).astype(wide)
     if spec.tie_word_embeddings:
         # To transformers a head that is the embedding is a layer, and would be one of FP8.
         tied = map(entry.mapping.tied_tensor, abstract_shapes(spec))
@@ -117,6 +134,7 @@ def tiny_checkpoint(
         "torch_dtype": "float32" if weights == "f32" else "bfloat16",
         **spec.to_hf(),
         "bos_token_id": None,
+        "pad_token_id": None,
         "eos_token_id": _END_ID if spec.vocab_size > _END_ID else None,
     }
     if stored.is_low:
@@ -137,6 +155,17 @@ def tiny_checkpoint(
     return folder
 
 
+def _tiny_spec(entry: Architecture, preset: Mapping[str, int], head: str, sizes: Mapping[str, Any]) -> DecoderSpec:
+    known = {field.name for field in dataclasses.fields(entry.spec) if field.init}
+    # Of a preset only what the family has: GPT-2 has no key/value heads of its own.
+    found = {name: size for name, size in preset.items() if name in known}
+    fields = {"tie_word_embeddings": bool(entry.mapping.ties), **found, **sizes, "head": head}
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise SpecError(Problem(subject=f"size {unknown[0]!r}", message=f"is not a field of {entry.spec.__name__}"))
+    return entry.spec(**fields)
+
+
 def _architecture(name: str) -> Architecture:
     for entry in architectures():
         if name == entry.name or name in entry.classes:
@@ -151,7 +180,7 @@ def _values(path: str, shape: tuple[int, ...], seed: int, block_shape: tuple[int
     normal = random.standard_normal(shape, np.float32)
     if path.endswith(".scale"):
         return 1 + 0.1 * normal
-    if path.endswith((".bias", ".embedding")):
+    if path.endswith((".bias", ".selection_bias", ".sinks", ".embedding")):
         return 0.1 * normal
     # Tiles of different size of values, so that no two scales are equal.
     grid = fp8_in_tiles(block_shape).grid(shape)
@@ -168,7 +197,7 @@ def _quantize(values: np.ndarray, block_shape: tuple[int, int], scale_dtype: np.
 
 
 def _per_weight(grid: np.ndarray, shape: tuple[int, ...], block_shape: tuple[int, int]) -> np.ndarray:
-    return grid.repeat(block_shape[0], 0).repeat(block_shape[1], 1)[: shape[0], : shape[1]]
+    return grid.repeat(block_shape[0], -2).repeat(block_shape[1], -1)[..., : shape[-2], : shape[-1]]
 
 
 def _write_weights(folder: Path, tensors: dict[str, np.ndarray], shards: int) -> None:

@@ -1,6 +1,25 @@
 """Architectures, one file each; importing this package registers them."""
 
-from bombus.models import llama, qwen3
+from bombus.models import (
+    deepseek_v3,
+    gemma,
+    gemma2,
+    gemma3_text,
+    gpt2,
+    gpt_bigcode,
+    gpt_neox,
+    gpt_oss,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from bombus.models.decoder import Output
 from bombus.models.llama import LlamaSpec
 from bombus.models.model import Model, Params, build_model
@@ -18,7 +37,23 @@ __all__ = [
     "Spec",
     "architectures",
     "build_model",
+    "deepseek_v3",
     "find_architecture",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_bigcode",
+    "gpt_neox",
+    "gpt_oss",
     "llama",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "phi",
+    "phi3",
+    "qwen2",
     "qwen3",
+    "qwen3_moe",
+    "smollm3",
 ]

@@ -21,34 +21,32 @@ class LlamaSpec(DecoderSpec):
 
     only: ClassVar[dict[str, Any]] = {"pretraining_tp": 1}
 
+    attention_bias: bool = hf("attention_bias", default=False)
     mlp_bias: bool = hf("mlp_bias", default=False)
 
 
-def llama_block(spec: LlamaSpec) -> Block:
-    """One decoder block of Llama."""
+def llama_block(spec: LlamaSpec, index: int) -> Block:
+    """Decoder block `index` of Llama."""
     return Block(
+        self_attention_norm=spec.norm(),
         self_attention=Attention(
-            hidden_size=spec.hidden_size,
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
+            spec.hidden_size,
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
             bias=spec.attention_bias,
             output_bias=spec.attention_bias,
+            rotary=spec.rotary_of(index),
         ),
-        ffn=GatedFeedForward(
-            spec.hidden_size,
-            spec.intermediate_size,
-            activation=spec.activation,
-            bias=spec.mlp_bias,
-        ),
-        hidden_size=spec.hidden_size,
-        norm_epsilon=spec.norm_epsilon,
+        output_norm=spec.norm(),
+        ffn=GatedFeedForward(spec.hidden_size, spec.intermediate_size, activation=spec.activation, bias=spec.mlp_bias),
     )
 
 
 MAPPING = ParameterMapping(
     layers=DECODER_LAYERS,
     prefix="model.",
+    prefixes={"question_answering": "transformer."},
     ties={"language_modeling_head.output": "embedder.token_embedding"},
     # Buffers that older versions of transformers saved: the rotary frequencies, which the config determines.
     ignored=("*.rotary_emb.inv_freq",),
@@ -63,6 +61,8 @@ register(
         classes={
             "LlamaForCausalLM": "causal_lm",
             "LlamaForSequenceClassification": "sequence_classification",
+            "LlamaForTokenClassification": "token_classification",
+            "LlamaForQuestionAnswering": "question_answering",
             "LlamaModel": "base",
         },
     )

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bombus.kernels import Weight, quantize
-from bombus.layers import Cache, Embedding, empty_cache, initial_values
+from bombus.kernels import Weight
+from bombus.layers import Cache, Embedding, empty_cache, initial_values, initial_weight
 from bombus.models.abstract import abstract_module, abstract_shapes, dotted, named_layers
 from bombus.models.decoder import Output
 from bombus.models.registry import Architecture, architecture_of
@@ -92,6 +92,9 @@ class Model:
         tokens = jnp.asarray(tokens_BT)
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens must be integers of shape (batch, tokens), not {tokens.dtype}{tokens.shape}")
+        learned = self.spec.position_embeddings
+        if 0 < learned < tokens.shape[1]:
+            raise ValueError(f"{tokens.shape[1]} tokens do not fit: the model has {learned} learned positions")
         if cache is not None:
             used = 0 if isinstance(cache.length, jax.core.Tracer) else int(cache.length)
             if used + tokens.shape[1] > cache.capacity:
@@ -111,8 +114,7 @@ class Model:
             self.spec.num_blocks,
             batch,
             length,
-            num_kv_heads=self.spec.num_kv_heads,
-            head_dim=self.spec.head_dim,
+            shape=self.spec.cache_shape,
             dtype=jnp.dtype(self._activation_type if dtype is None else dtype),
         )
 
@@ -143,18 +145,18 @@ class Model:
     def _first_key(self, params: Params, tokens: jax.Array) -> jax.Array:
         module: Any = self.module(params)
         block = module.decoder.blocks[0]
-        return block.self_attention.key(block.self_attention_norm(module.embedder.token_embedding(tokens)))
+        return block.self_attention.keys(block.attention_input(module.embed(tokens, tokens)))
 
     def _init(self, key: jax.Array) -> Params:
         values: dict[str, jax.Array] = {}
         for path, shape in self.shapes.items():
             # A key of its own for every path, so that other parameters do not change its values.
             own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-            drawn = initial_values(path.rpartition(".")[2], own, shape)
+            name, format = path.rpartition(".")[2], self.formats[path]
             if is_weight(path):
-                values |= weight_leaves(path, quantize(drawn, self.formats[path]))
+                values |= weight_leaves(path, initial_weight(name, own, shape, format))
             else:
-                values[path] = drawn.astype(self.formats[path].dtype)
+                values[path] = initial_values(name, own, shape).astype(format.dtype)
         return nested(values)
 
 

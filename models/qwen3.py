@@ -6,42 +6,41 @@ Against Llama: a head size of its own, and an RMSNorm over each head of query an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from bombus.layers import Attention, Block, GatedFeedForward
 from bombus.models.decoder import DECODER_LAYERS, DecoderModel
 from bombus.models.mapping import ParameterMapping
 from bombus.models.registry import Architecture, register
-from bombus.models.spec import DecoderSpec, hf
+from bombus.models.spec import SwitchedWindowSpec, hf
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3Spec(DecoderSpec):
-    """Qwen3's numbers. Sliding windows are refused: no released dense Qwen3 switches them on."""
+class Qwen3Spec(SwitchedWindowSpec):
+    """Qwen3's numbers."""
 
-    only: ClassVar[dict[str, Any]] = {"use_sliding_window": False}
-    # They say where windows would be, if `use_sliding_window` were set.
-    unused: ClassVar[frozenset[str]] = frozenset({"sliding_window", "max_window_layers", "layer_types"})
-
+    attention_bias: bool = hf("attention_bias", default=False)
     head_dim: int = hf("head_dim", default=128)
     max_positions: int = hf("max_position_embeddings", default=32768)
 
 
-def qwen3_block(spec: Qwen3Spec) -> Block:
-    """One decoder block of Qwen3."""
+def qwen3_block(spec: Qwen3Spec, index: int) -> Block:
+    """Decoder block `index` of Qwen3."""
     return Block(
+        self_attention_norm=spec.norm(),
         self_attention=Attention(
-            hidden_size=spec.hidden_size,
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
+            spec.hidden_size,
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
             bias=spec.attention_bias,
             output_bias=spec.attention_bias,
-            head_norm_epsilon=spec.norm_epsilon,
+            rotary=spec.rotary_of(index),
+            window=spec.window_of(index),
+            query_norm=spec.norm(spec.head_dim),
+            key_norm=spec.norm(spec.head_dim),
         ),
+        output_norm=spec.norm(),
         ffn=GatedFeedForward(spec.hidden_size, spec.intermediate_size, activation=spec.activation),
-        hidden_size=spec.hidden_size,
-        norm_epsilon=spec.norm_epsilon,
     )
 
 
@@ -52,6 +51,7 @@ MAPPING = ParameterMapping(
         "decoder.blocks.{n}.self_attention.key_norm": "model.layers.{n}.self_attn.k_norm",
     },
     prefix="model.",
+    prefixes={"question_answering": "transformer."},
     ties={"language_modeling_head.output": "embedder.token_embedding"},
 )
 
@@ -64,6 +64,8 @@ register(
         classes={
             "Qwen3ForCausalLM": "causal_lm",
             "Qwen3ForSequenceClassification": "sequence_classification",
+            "Qwen3ForTokenClassification": "token_classification",
+            "Qwen3ForQuestionAnswering": "question_answering",
             "Qwen3Model": "base",
         },
     )

@@ -12,7 +12,7 @@ from bombus.models.mapping import ParameterMapping
 from bombus.models.spec import DecoderSpec
 from bombus.policies.errors import Problem, SpecError, closest
 
-HEADS = ("causal_lm", "sequence_classification", "base")
+HEADS = ("causal_lm", "sequence_classification", "token_classification", "question_answering", "base")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class Architecture:
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
+_REFUSED: dict[str, tuple[str, str]] = {}
 
 
 def register(architecture: Architecture) -> Architecture:
@@ -42,6 +43,11 @@ def register(architecture: Architecture) -> Architecture:
         raise ValueError(f"cannot register {architecture.name!r}: taken {sorted(clash)}, unknown heads {unknown}")
     _ARCHITECTURES[architecture.name] = architecture
     return architecture
+
+
+def refuse(*names: str, because: str, remedy: str) -> None:
+    """Make classes and model types known as ones that no architecture here is: why, and what to do instead."""
+    _REFUSED.update(dict.fromkeys(names, (because, remedy)))
 
 
 def architectures() -> tuple[Architecture, ...]:
@@ -60,7 +66,7 @@ def find_architecture(config: Mapping[str, Any], wanted: str | None = None) -> t
     Raises SpecError, closest names first, when the family or the head is not supported.
     """
     classes = {name: (known, head) for known in _ARCHITECTURES.values() for name, head in known.classes.items()}
-    if wanted in classes:
+    if wanted in classes and str(config.get("model_type")) not in _REFUSED:
         return classes[wanted]
     family = _ARCHITECTURES.get(str(config.get("model_type")))
     named = config.get("architectures") or []
@@ -70,6 +76,11 @@ def find_architecture(config: Mapping[str, Any], wanted: str | None = None) -> t
             where="config.json",
         )
     found = next((classes[name] for name in named if name in classes), None)
+    refused = next((name for name in (*named, str(config.get("model_type"))) if name in _REFUSED), None)
+    if found is None and refused is not None:
+        because, remedy = _REFUSED[refused]
+        problem = Problem(subject=f"architecture {refused!r}", message=f"is not supported: {because}", remedy=remedy)
+        raise SpecError(problem, where="config.json")
     if found is None and not named and family is not None:
         found = (family, "base")
     if wanted is None and found is not None:

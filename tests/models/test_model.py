@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,7 +16,8 @@ from numpy_decoder import dequantize
 import bombus
 from bombus.models import LlamaSpec, Qwen3Spec
 from bombus.models.model import flat, nested
-from bombus.models.registry import architectures
+from bombus.models.registry import Architecture, architectures
+from bombus.testing import tiny_checkpoint
 
 TOKENS = np.random.default_rng(1).integers(0, 320, (2, 12))
 SIZES = {"vocab_size": 320, "hidden_size": 192, "intermediate_size": 320, "num_blocks": 2, "num_heads": 6}
@@ -167,30 +169,30 @@ def test_cache_has_the_type_of_the_keys(tiny: Callable[..., Path]) -> None:
     assert model.init_cache(1, 4, dtype="bfloat16").values[1].dtype == jnp.bfloat16
 
 
-def test_every_registered_class_names_a_head_and_maps_every_parameter() -> None:
-    """The registry is consistent: each class builds, and its mapping covers each parameter exactly once."""
-    for entry in architectures():
-        for head in entry.classes.values():
-            for tied in (True, False):
-                spec = entry.spec(**SIZES, head=head, tie_word_embeddings=tied, attention_bias=True)
-                names = bombus.build_model(spec).tensor_names()
-                assert len(set(names.values())) == len(names)
+@pytest.mark.parametrize("entry", architectures(), ids=lambda entry: entry.name)
+def test_every_tiny_checkpoint_is_whole(entry: Architecture, tmp_path: Path) -> None:
+    """Each class: every parameter is read from its tensors and every tensor is used; FP8 codes stay as they are."""
+    for name, head in entry.classes.items():
+        folder = tiny_checkpoint(name, tmp_path / name, head=head)
+        report = bombus.load_plan(folder, preserve_source_types=True)
+        assert report.plan.model.spec.head == head
+        assert {item.action for item in report.plan.entries} == {"keep"}
+        assert report.plan.unused == ()
+        low = [item.path for item in report.plan.entries if item.format.is_low]
+        assert len(low) >= 8
+        assert all(item.format.name == "f8_e4m3fn" for item in report.plan.entries if item.format.is_low)
 
 
-def test_specs_survive_a_round_trip() -> None:
-    """from_hf(to_hf(spec)) is the spec, for every architecture, head and rotary type."""
+@pytest.mark.parametrize("entry", architectures(), ids=lambda entry: entry.name)
+def test_specs_survive_a_round_trip(entry: Architecture, tmp_path: Path) -> None:
+    """from_hf(to_hf(spec)) is the spec, for every head, and with scaled rotary positions where there are any."""
     scaling = bombus.layers.Llama3Scaling(
         factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192
     )
-    for entry in architectures():
-        for head in entry.classes.values():
-            labels = 5 if head == "sequence_classification" else 2
-            spec = entry.spec(
-                **SIZES,
-                head=head,
-                num_labels=labels,
-                attention_bias=True,
-                norm_epsilon=1e-5,
-                rotary=bombus.layers.Rotary(theta=5e5, scaling=scaling),
-            )
-            assert entry.spec.from_hf(spec.to_hf(), head=head) == spec
+    for name, head in entry.classes.items():
+        spec = bombus.load_spec(tiny_checkpoint(name, tmp_path / name, "bf16", head=head))
+        labels = 5 if head.endswith("classification") else 2
+        changed = spec.configure(num_labels=labels, norm_epsilon=0.02)
+        if changed.rotary is not None:
+            changed = changed.configure(rotary=replace(changed.rotary, theta=5e5, scaling=scaling))
+        assert entry.spec.from_hf(changed.to_hf(), head=head) == changed
