@@ -1,41 +1,54 @@
 """Two tables of README.md: what can be loaded and against what it was checked, and the storage formats.
 
 `python benchmarks/support_matrix.py` prints them; `--write` puts them between their markers in README.md. They come
-from the registry of architectures, the registry of formats, and the goldens (outputs of transformers) in tests/goldens.
+from the registry of architectures, the registry of formats, and tests/goldens/zoo/checked.json, which
+tests/parity/test_parity_zoo.py writes while it compares with transformers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bombus.loader.layouts import COMPRESSED
-from bombus.models.registry import architectures
+from bombus.models.registry import HEADS, architectures
 from bombus.policies.formats import FORMATS, Format
 from bombus.policies.kinds import ROUNDING
 from bombus.policies.options import choices
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX, FORMATS_TABLE = "support-matrix", "formats"
-_COLUMNS = ("architecture", "head", "class in config.json", "formats", "outputs equal those of")
+CHECKED = ROOT / "tests" / "goldens" / "zoo" / "checked.json"
+_COLUMNS = ("architecture", *(f"`{head}`" for head in HEADS), "stored as", "equal to", "real checkpoints")
+# In the order in which a cell names them.
+_KINDS = ("f32", "bf16", "block FP8", "MXFP4")
 
 
-def support_matrix(goldens: Path = ROOT / "tests" / "goldens") -> str:
-    """A Markdown table with a row for every architecture and head. A missing folder of goldens checks nothing."""
-    checked = _checked(goldens)
-    formats = f"all {len(FORMATS)}"
+def support_matrix(checked: Path = CHECKED) -> str:
+    """A Markdown table: a row for every architecture, a cell for every head with the types that were checked.
+
+    A missing file checks nothing.
+    """
+    content = json.loads(checked.read_text(encoding="utf-8")) if checked.exists() else {"versions": {}, "checked": []}
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items() if name != "torch")
     rows = [_COLUMNS, tuple("---" for _ in _COLUMNS)]
-    for architecture in architectures():
-        for name, head in architecture.classes.items():
-            versions = ", ".join(sorted(checked[name])) or "not checked"
-            rows.append((architecture.name, f"`{head}`", f"`{name}`", formats, versions))
+    for architecture in sorted(architectures(), key=lambda known: known.name):
+        records = [record for record in content["checked"] if record["architecture"] == architecture.name]
+        cells = [_cell(head, architecture.classes.values(), records) for head in HEADS]
+        real = [f"{record['case']} (`{record['head']}`)" for record in records if record["real"]]
+        seen = versions if records else "not checked"
+        rows.append((architecture.name, *cells, f"all {len(FORMATS)}", seen, ", ".join(real)))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(head: str, heads: Collection[str], records: list[dict[str, Any]]) -> str:
+    if head not in heads:
+        return ""
+    found = {kind for record in records if record["head"] == head for kind in record["differences"]}
+    return ", ".join(sorted(found, key=_KINDS.index)) or "not checked"
 
 
 def formats_table() -> str:
@@ -80,20 +93,6 @@ def with_table(readme: str, name: str, table: str) -> str:
 def written(readme: str) -> str:
     """The text of README.md with both tables as they should be."""
     return with_table(with_table(readme, MATRIX, support_matrix()), FORMATS_TABLE, formats_table())
-
-
-def _checked(goldens: Path) -> dict[str, set[str]]:
-    """transformers' class -> the versions of transformers that its goldens were made with."""
-    versions: defaultdict[str, set[str]] = defaultdict(set)
-    for path in sorted(goldens.glob("*.npz")):
-        with np.load(path) as golden:
-            config, made_with = json.loads(str(golden["config"])), str(golden["versions"])
-        found = re.search(r"transformers \S+?(?=,|$)", made_with)
-        if found is None:
-            raise ValueError(f"{path} does not say which transformers made it: {made_with!r}")
-        for name in config["architectures"]:
-            versions[name].add(found[0])
-    return versions
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import runpy
 import shlex
@@ -11,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zoo
+from zoo_cases import CASES, REAL
 
 from bombus import cli
+from bombus.models.registry import HEADS, architectures
+from bombus.policies.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,10 +39,30 @@ def test_the_tables_are_the_generated_ones(matrix: dict[str, Any]) -> None:
     assert matrix["written"](README) == README, REMEDY
 
 
-def test_a_matrix_without_goldens_claims_no_check(matrix: dict[str, Any], tmp_path: Path) -> None:
-    rows = matrix["support_matrix"](tmp_path / "none").splitlines()[2:]
-    assert rows
-    assert all(row.endswith("| not checked |") for row in rows)
+def test_the_matrix_says_what_was_checked(matrix: dict[str, Any], tmp_path: Path) -> None:
+    """Of a head only that which a record names, and nothing where there is no file."""
+    heads = sum(len(known.classes) for known in architectures())
+    table = matrix["support_matrix"](tmp_path / "none")
+    assert table.count("not checked") == heads + len(architectures())
+    llama = {"case": "x", "architecture": "llama", "head": "base", "real": False}
+    record = {**llama, "differences": {"bf16": 0.5, "f32": 1e-6}}
+    (tmp_path / "checked.json").write_text(json.dumps({"versions": {"transformers": "1.2"}, "checked": [record]}))
+    table = matrix["support_matrix"](tmp_path / "checked.json")
+    (row,) = (line for line in table.splitlines() if line.startswith("| llama |"))
+    assert row.count(" not checked |") == len(HEADS) - 1
+    assert " f32, bf16 |" in row
+    assert row.endswith(f" | all {len(FORMATS)} | transformers 1.2 |  |")
+
+
+def test_every_case_of_the_zoo_was_checked() -> None:
+    """In float32 and bf16 every head, in its formats every causal_lm, and the real checkpoints."""
+    content = json.loads((zoo.GOLDENS / "checked.json").read_text(encoding="utf-8"))
+    found = {(record["case"], record["head"]): set(record["differences"]) for record in content["checked"]}
+    expected = {(name, head): {"f32", "bf16"} for name, case in CASES.items() for head in case.heads}
+    for name, case in CASES.items():
+        expected[name, "causal_lm"] |= {zoo.KINDS[format] for format in case.formats}
+    expected |= {(name, head): {"f32"} for name, (_, head, _) in REAL.items()}
+    assert found == expected, "run the parity tests of the zoo with BOMBUS_WRITE_CHECKED=1"
 
 
 def test_the_matrix_needs_its_markers(matrix: dict[str, Any]) -> None:
