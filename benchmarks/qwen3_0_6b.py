@@ -52,10 +52,12 @@ def main() -> None:
         print(json.dumps(run(options, options.folder or Path(temporary)), indent=2))
 
 
-def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run(
+    options: argparse.Namespace, folder: Path, architecture: str = "qwen3", shape: dict[str, int] = SHAPE
+) -> dict[str, Any]:
     """Everything that was measured, as plain data."""
     for weights in ("bf16", "f8_e4m3fn"):
-        make_checkpoint(folder / weights, weights, options.layers)
+        make_checkpoint(folder / weights, weights, options.layers, architecture, shape)
     names = [name for name in CONTENDERS if name != "transformers" or importlib.util.find_spec("transformers")]
     results: dict[str, dict[str, Any]] = {}
     processes = {}
@@ -89,16 +91,18 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def make_checkpoint(folder: Path, weights: str, layers: int) -> None:
+def make_checkpoint(
+    folder: Path, weights: str, layers: int, architecture: str = "qwen3", shape: dict[str, int] = SHAPE
+) -> None:
     """Make a random checkpoint of this shape if it is not there, in a process whose memory ends with it."""
     if folder.exists():
         return
     command = (
         "import json, sys; from bombus.testing import tiny_checkpoint; "
-        "tiny_checkpoint('qwen3', sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))"
+        "tiny_checkpoint(sys.argv[1], sys.argv[2], sys.argv[3], **json.loads(sys.argv[4]))"
     )
-    sizes = json.dumps(SHAPE | {"num_blocks": layers})
-    subprocess.run([sys.executable, "-c", command, folder, weights, sizes], check=True)
+    sizes = json.dumps(shape | {"num_blocks": layers})
+    subprocess.run([sys.executable, "-c", command, architecture, folder, weights, sizes], check=True)
 
 
 def _start(name: str, folder: Path, device: str) -> subprocess.Popen[str]:

@@ -5,9 +5,9 @@
 | where files are | repository, hub, hub_problems, folder, json_file |
 | what is in them | checkpoint, safetensors, torch_files (pickles, zip_records, torch_tensors), meta; tensors |
 | how weights are stored there | conventions, layouts, quantization, compressed, qweight |
-| what becomes of them | sources, matching, plan, policy, report |
+| what becomes of them | places, selection, sources, matching, plan, policy, report |
 | doing it | load, read, cache, convert |
-| writing | write, save, convert_checkpoint |
+| writing | units, written, write, save, convert_checkpoint |
 | text | tokenizer, tokenizer_model (sentencepiece, tiktoken_file), chat_template, generation_config |
 """
 

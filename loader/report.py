@@ -16,6 +16,7 @@ from bombus.loader.sources import Source
 from bombus.policies.errors import PolicyError, Problem, closest
 from bombus.policies.formats import type_name
 
+_SHOWN = 8  # of the tensors that are not needed; `to_json` has all
 _COLUMNS = ("parameter", "tensor", "in file", "stored", "computed", "action", "bytes", "rule")
 
 
@@ -129,7 +130,9 @@ class LoadReport:
                 f"not quantized here, so their scales are not used: activations or cache ({next(iter(scales))}{more})"
             )
         if self.plan.unused:
-            notes.append(f"not needed by this model: {', '.join(self.plan.unused)}")
+            more = len(self.plan.unused) - _SHOWN
+            shown = ", ".join(self.plan.unused[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+            notes.append(f"not needed by this model: {shown}")
         return notes
 
     def _by_type(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from bombus.layers import Llama3Scaling, Rotary
+from bombus.layers import Rotary
 from bombus.testing import tiny_checkpoint
 
 FOLDER = Path(__file__).resolve().parent
@@ -31,25 +31,14 @@ PAD = 0
 
 # An epsilon and a theta that are nobody's default: with 1e-6 a wrong epsilon would not show.
 _ODD = {"norm_epsilon": 0.02, "rotary": Rotary(theta=31_000.0)}
-_SCALED = Rotary(
-    theta=10_000.0,
-    # Of the 24 frequencies some are left, some blended, some divided, and T is past the original context.
-    scaling=Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=16),
-)
-# name -> (architecture, arguments of tiny_checkpoint, side of the padding)
+# What the zoo (zoo_cases.py) is not about: name -> (architecture, arguments of tiny_checkpoint, side of the padding)
 CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "qwen3_tied": ("qwen3", _ODD, None),
     "qwen3_untied": ("qwen3", {"tie_word_embeddings": False}, None),
-    "qwen3_sequence_classification": ("qwen3", {"head": "sequence_classification", "num_labels": 5}, "right"),
-    "qwen3_base": ("qwen3", {"head": "base"}, None),
     "qwen3_attention_bias": ("qwen3", {"attention_bias": True}, None),
     "qwen3_left_padding": ("qwen3", _ODD, "left"),
-    "qwen3_right_padding": ("qwen3", {}, "right"),
     "llama_tied": ("llama", _ODD, None),
     "llama_untied": ("llama", {"tie_word_embeddings": False}, None),
-    "llama_sequence_classification": ("llama", {"head": "sequence_classification", "num_labels": 5}, "left"),
-    "llama_base": ("llama", {"head": "base"}, "left"),
-    "llama_llama3_scaling": ("llama", {"rotary": _SCALED}, None),
     "llama_biases": ("llama", {"attention_bias": True, "mlp_bias": True}, None),
     "llama_gelu": ("llama", {"activation": "gelu_pytorch_tanh"}, None),
 }

@@ -70,8 +70,10 @@ def test_preserved_parameters_are_the_files_bytes(case: str, tiny: Tiny) -> None
     loaded = bombus.load_model(folder, preserve_source_types=True)
     tensors = read_tensors(folder)
     assert sum(tensor.dtype.name == "float8_e4m3fn" for tensor in tensors.values()) >= 7
+    mapping = loaded.model.architecture.mapping
+    spell = mapping.spelled_for(loaded.spec.head)
     for path, value in flat(loaded.params).items():
-        tensor = tensors.pop(loaded.model.architecture.mapping.tensor(path))
+        tensor = tensors.pop(spell(mapping.tensor(path)))
         assert value.dtype == tensor.dtype, path
         assert np.asarray(value).tobytes() == tensor.tobytes(), path
     assert tensors == {}

