@@ -153,10 +153,11 @@ def main_formats(units: Iterable[Unit], formats: Mapping[str, Format]) -> dict[s
 
 
 def _unlike(unit: Unit, stored: Sequence[Format]) -> PlanError:
+    message = "cannot hold its parameters as they are stored: they must be alike and in tiles that fit it"
     return PlanError(
         Problem(
             subject=f"tensor {unit.place.tensor}",
-            message="holds several parameters, which must be stored alike and in tiles that fit it",
+            message=message + (", and it lies (in, out)" if unit.place.transposed else ""),
             found=", ".join(f"{path} in {format}" for path, format in zip(unit.paths, stored, strict=True)),
             remedy="give all of them one format, or bombus.dequantize the model before saving it",
         ),

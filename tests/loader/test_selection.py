@@ -128,13 +128,13 @@ def test_parts_that_are_not_alike_are_refused() -> None:
     with pytest.raises(PlanError) as caught:
         fused.format({"part_0.kernel": fp8, "part_1.kernel": find_format("bf16")}, {})
     assert str(caught.value) == (
-        "save_model: tensor fused.weight: holds several parameters, which must be stored alike and in tiles that fit "
-        "it (found part_0.kernel in f8_e4m3fn, part_1.kernel in bf16). Give all of them one format, or "
+        "save_model: tensor fused.weight: cannot hold its parameters as they are stored: they must be alike and in "
+        "tiles that fit it (found part_0.kernel in f8_e4m3fn, part_1.kernel in bf16). Give all of them one format, or "
         "bombus.dequantize the model before saving it"
     )
     one = find_format("f8_e4m3fn(tile=tensor)")
     scales = [{CODES: np.zeros((240, 2), np.uint8), "scale_inv": np.full((1, 1), scale)} for scale in (1.0, 2.0)]
-    with pytest.raises(PlanError, match="must be stored alike"):
+    with pytest.raises(PlanError, match="they must be alike"):
         fused.join_low(scales, [one, one], one)
 
 
