@@ -130,8 +130,8 @@ class LoadReport:
                 f"not quantized here, so their scales are not used: activations or cache ({next(iter(scales))}{more})"
             )
         if self.plan.unused:
-            more = len(self.plan.unused) - _SHOWN
-            shown = ", ".join(self.plan.unused[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+            left = len(self.plan.unused) - _SHOWN
+            shown = ", ".join(self.plan.unused[:_SHOWN]) + (f" and {left} more" if left > 0 else "")
             notes.append(f"not needed by this model: {shown}")
         return notes
 
