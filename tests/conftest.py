@@ -17,6 +17,15 @@ import pytest
 
 from bombus.testing import tiny_checkpoint
 
+# Files and texts, the service they come from, and what is refused before a model computes: the marker `once`.
+_TESTS = Path(__file__).resolve().parent
+ONCE = (
+    *("malformed", "policies", "loader/hub", "test_architecture.py", "models/test_released_configs.py"),
+    *(f"loader/test_{name}" for name in ("pickles", "safetensors", "folder", "json_file", "partial_files", "write")),
+    *(f"loader/test_{name}" for name in ("tokenizer", "chat_template", "fuzz", "convention", "quantization_config")),
+    *(f"loader/test_{name}" for name in ("config_errors", "full_size", "generation_config", "plan", "policy")),
+)
+
 # An implicit mix of types is a bug in a library about types.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -44,6 +53,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is under ONCE."""
+    for item in items:
+        if item.path.is_relative_to(_TESTS) and item.path.relative_to(_TESTS).as_posix().startswith(ONCE):
+            item.add_marker("once")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -128,7 +128,7 @@ def test_other_routings(experts: list[list[int]]) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("tokens", [2, 9, 70])
+@pytest.mark.parametrize("tokens", [2, 70])
 def test_an_expert_without_rows_is_not_read(tokens: int) -> None:
     """Its NaN reaches nothing, also where blocks are left over."""
     stack = stored()[0]["f32"]
@@ -151,7 +151,7 @@ def test_combine_weighs_what_experts_return() -> None:
 GRADIENTS = ["f32", "f8_e4m3fn(tile=64x32)", "nvfp4"]
 
 
-@pytest.mark.parametrize("tokens", [2, 9, 70])
+@pytest.mark.parametrize("tokens", [2, 70])
 def test_gradient(tokens: int) -> None:
     """In x, and in kernels that are plain."""
     experts, x = routing(tokens, 2), x_of(tokens)
@@ -182,7 +182,7 @@ def test_vmap() -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("tokens", [1, 12, 128])
+@pytest.mark.parametrize("tokens", [1, 128])
 def test_a_loop_never_holds_converted_experts(tokens: int) -> None:
     """A stack of every format in a loop of unknown length: temporaries are rows, and less than two kernels."""
     size, experts = 256, 8

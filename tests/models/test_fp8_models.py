@@ -29,8 +29,6 @@ CASES = {
     ),
     "qwen3, tiles of 64x96": ("qwen3", {"block_shape": (64, 96)}),
     "qwen3, the original generator's sizes": ("qwen3", {"preset": "original"}),
-    "qwen3, base": ("qwen3", {"head": "base"}),
-    "llama": ("llama", {}),
     "llama, biases, odd sizes": (
         "llama",
         {"attention_bias": True, "mlp_bias": True, "hidden_size": 130, "intermediate_size": 259, "scales": "bf16"},

@@ -15,8 +15,8 @@ from bombus.generation.loop import decode, prefill
 from bombus.generation.sampling import Sampling
 from bombus.models.model import flat
 
-# Twelve layers: if every kernel were dequantized at once, temporaries would be 84 kernels.
-SIZES = {"hidden_size": 512, "intermediate_size": 1088, "num_blocks": 12, "num_heads": 8, "head_dim": 64}
+# Six layers: if every kernel were dequantized at once, temporaries would be 42 kernels.
+SIZES = {"hidden_size": 512, "intermediate_size": 1088, "num_blocks": 6, "num_heads": 8, "head_dim": 64}
 PROMPT, NEW = 16, 16
 
 

@@ -63,7 +63,7 @@ def checked() -> Iterator[dict[str, dict[str, Any]]]:
 
 @pytest.fixture
 def record(checked: dict[str, dict[str, Any]]) -> Callable[..., None]:
-    """`record(name of a case or real checkpoint, head, what, largest difference or, of bf16, ratio of median errors)`."""
+    """`record(a case or real checkpoint, head, what, the largest difference or, of bf16, the ratio of errors)`."""
 
     def add(name: str, head: str, what: str, difference: float) -> None:
         real = name in REAL
