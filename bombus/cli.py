@@ -76,11 +76,11 @@ def _parser() -> argparse.ArgumentParser:
 
     tiny = add_command(commands, "tiny", _tiny, "write a tiny checkpoint of random weights")
     tiny.add_argument("folder")
-    tiny.add_argument("--architecture", default="qwen3", help="qwen3 (default), llama, or a class of transformers")
+    tiny.add_argument("--architecture", default="qwen3", help="qwen3 (default), gpt2, mixtral, ..., or a class of transformers")
     tiny.add_argument("--weights", default="f8_e4m3fn", help="f8_e4m3fn (default), bf16 or f32")
     tiny.add_argument("--scales", default="f32", help="the type of FP8 scales: f32 (default) or bf16")
     tiny.add_argument("--preset", default="tiles", choices=sorted(PRESETS))
-    tiny.add_argument("--head", default="causal_lm", help="causal_lm (default), sequence_classification or base")
+    tiny.add_argument("--head", default="causal_lm", help="causal_lm (default), base, ...")
     tiny.add_argument("--not-converted", action="append", default=[], metavar="GLOB", help="layers that stay bf16")
     tiny.add_argument("--shards", type=int, default=1)
     tiny.add_argument("--seed", type=int, default=0)

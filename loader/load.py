@@ -53,10 +53,10 @@ def load_spec(
 ) -> DecoderSpec:
     """The spec that a repository's config.json describes, with `overrides` for single fields.
 
-    `architecture` is a class of transformers ("Qwen3ForCausalLM") or a head ("causal_lm",
-    "sequence_classification", "base"); the default is what config.json names. Raises SpecError that lists
-    everything in the configuration that is missing, malformed or not supported; `strict=False` ignores unknown
-    fields.
+    `architecture` is a class of transformers ("Qwen3ForCausalLM") or a head ("causal_lm", "base",
+    "sequence_classification", "token_classification", "question_answering"); the default is what config.json names.
+    Raises SpecError that lists everything in the configuration that is missing, malformed or not supported;
+    `strict=False` ignores unknown fields.
     """
     repository = open_repository(
         repo,

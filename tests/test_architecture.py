@@ -6,6 +6,7 @@ import ast
 import inspect
 import os
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import bombus
+from bombus.models.registry import architectures
 
 ROOT = Path(__file__).resolve().parents[1]
 # Lowest first: a package imports from itself and from those before it.
@@ -115,6 +117,19 @@ def test_only_the_loader_opens_files(source: Source) -> None:
 def test_long_files_are_known() -> None:
     long = {source.name for source in SOURCES if len(source.text.splitlines()) > 250}
     assert long == set(LONG), "a file over 250 lines is two files, or says here why not"
+
+
+def test_a_model_is_one_small_file() -> None:
+    """It imports another model's only to subclass what is there."""
+    models = {source.path.stem: source for source in SOURCES if "\nregister(\n" in source.text}
+    assert len(models) == len(architectures())
+    assert statistics.median(len(source.text.splitlines()) for source in models.values()) < 180
+    for name, source in models.items():
+        imported = [full.split(".")[2:] for full in source.imports() if full.startswith("bombus.models.")]
+        classes = [node for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef)]
+        bases = {base.id for node in classes for base in node.bases if isinstance(base, ast.Name)}
+        others = {module for module, _ in imported if module in models and module != name}
+        assert others == {module for module, what in imported if module in others and what in bases}, source.name
 
 
 @each_source
