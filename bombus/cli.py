@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
     tiny = add_command(commands, "tiny", _tiny, "write a tiny checkpoint of random weights")
     tiny.add_argument("folder")
-    tiny.add_argument("--architecture", default="qwen3", help="qwen3 (default), gpt2, mixtral, ..., or a class of transformers")
+    tiny.add_argument("--architecture", default="qwen3", help="qwen3 (default), gpt2, ..., or a class of transformers")
     tiny.add_argument("--weights", default="f8_e4m3fn", help="f8_e4m3fn (default), bf16 or f32")
     tiny.add_argument("--scales", default="f32", help="the type of FP8 scales: f32 (default) or bf16")
     tiny.add_argument("--preset", default="tiles", choices=sorted(PRESETS))
