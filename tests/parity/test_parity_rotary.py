@@ -129,11 +129,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox dynamic": ("gpt_neox", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
     "gpt-neox linear": ("gpt_neox", {"rotary_pct": 1.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
 }
+# One row each: of several, the longest decides for all in transformers, and every row for itself here.
 POSITIONS = {
-    "within": np.array([[0, 1, 7, 15], [2, 3, 5, 29]], np.int32),
-    "to the original": np.array([[0, 1, 30, 31], [60, 61, 62, 63]], np.int32),
-    "one beyond": np.array([[0, 1, 2, 32], [5, 9, 30, 64]], np.int32),
-    "far beyond": np.array([[0, 1, 2, 3], [50, 51, 98, 99]], np.int32),
+    "within": np.array([[2, 3, 5, 29]], np.int32),
+    "to the original": np.array([[0, 1, 30, 31]], np.int32),
+    "one beyond": np.array([[0, 1, 2, 32]], np.int32),
+    "to the maximum": np.array([[60, 61, 62, 63]], np.int32),
+    "one beyond that": np.array([[5, 9, 30, 64]], np.int32),
+    "far beyond": np.array([[50, 51, 98, 99]], np.int32),
 }
 
 
