@@ -17,10 +17,12 @@ import pytest
 
 from bombus.testing import tiny_checkpoint
 
-# Files and texts, the service they come from, and what is refused before a model computes: the marker `once`.
+# Files and texts, the service they come from, what is refused before a model computes, and the ways in to what other
+# tests compute: the marker `once`.
 _TESTS = Path(__file__).resolve().parent
 ONCE = (
-    *("malformed", "policies", "loader/hub", "test_architecture.py", "models/test_released_configs.py"),
+    *("malformed", "policies", "loader/hub", "cli", "models/test_released_configs.py"),
+    *("test_architecture.py", "test_notebooks.py", "test_readme.py"),
     *(f"loader/test_{name}" for name in ("pickles", "safetensors", "folder", "json_file", "partial_files", "write")),
     *(f"loader/test_{name}" for name in ("tokenizer", "chat_template", "fuzz", "convention", "quantization_config")),
     *(f"loader/test_{name}" for name in ("config_errors", "full_size", "generation_config", "plan", "policy")),
