@@ -92,9 +92,8 @@ class Model:
         tokens = jnp.asarray(tokens_BT)
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens must be integers of shape (batch, tokens), not {tokens.dtype}{tokens.shape}")
-        learned = self.spec.position_embeddings
-        if 0 < learned < tokens.shape[1]:
-            raise ValueError(f"{tokens.shape[1]} tokens do not fit: the model has {learned} learned positions")
+        if positions is None and mask is None:
+            self._check_learned_positions(tokens.shape[1], cache)
         if cache is not None:
             used = 0 if isinstance(cache.length, jax.core.Tracer) else int(cache.length)
             if used + tokens.shape[1] > cache.capacity:
@@ -103,6 +102,14 @@ class Model:
                     f"{cache.capacity} slots left"
                 )
         return self.module(params)(tokens, positions=positions, mask=mask, cache=cache, last_only=last_only)
+
+    def _check_learned_positions(self, tokens: int, cache: Cache | None) -> None:
+        """Raise ValueError where tokens without padding go past the table: a lookup would take its last row."""
+        learned = self.spec.position_embeddings
+        known = cache is not None and not isinstance(cache.positions, jax.core.Tracer)
+        seen = int(cache.positions.max()) if cache is not None and known else 0
+        if 0 < learned < seen + tokens:
+            raise ValueError(f"{tokens} tokens after {seen} do not fit: the model has {learned} learned positions")
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters, stored as the policies say: normal(0, 0.02) kernels, ones and zeros elsewhere."""

@@ -106,6 +106,19 @@ def test_apply_refuses_what_it_cannot_do(loaded) -> None:
         model.apply(params, TOKENS, cache=model.init_cache(2, 8))
 
 
+def test_learned_positions_are_not_passed(tmp_path: Path) -> None:
+    """A lookup past the table would take its last row; padding takes no position."""
+    loaded = bombus.load_model(tiny_checkpoint("gpt2", tmp_path, "f32", max_positions=12))
+    model, params, more = loaded.model, loaded.params, np.concatenate([TOKENS, TOKENS[:, :3]], 1)
+    with pytest.raises(ValueError, match="15 tokens after 0 do not fit: the model has 12 learned positions"):
+        model.apply(params, more)
+    cache = model.apply(params, TOKENS[:, :10], cache=model.init_cache(2, 16)).cache
+    with pytest.raises(ValueError, match="3 tokens after 10 do not fit: the model has 12 learned positions"):
+        model.apply(params, TOKENS[:, :3], cache=cache)
+    padded = model.apply(params, more, mask=np.arange(15) >= np.array([[3], [3]])).logits[:, 3:]
+    np.testing.assert_allclose(padded, model.apply(params, more[:, 3:]).logits, atol=1e-4)
+
+
 def test_init_stores_what_the_policy_says() -> None:
     """FP8 kernels with fitting scales, the rest in bf16; dequantized they are normal(0, 0.02)."""
     spec = Qwen3Spec(**SIZES, num_kv_heads=2, head_dim=32)
