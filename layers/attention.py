@@ -6,59 +6,24 @@ Shapes: B batch, T query tokens, S key tokens, D hidden, N query heads, K key/va
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import reduce
+from itertools import accumulate
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from bombus.layers.cache import heads_first, write
+from bombus.layers.context import AttentionContext
 from bombus.layers.dense import Dense
 from bombus.layers.layer import Layer, declare
+from bombus.layers.layer_cache import LayerCache, Source, heads_first
 from bombus.layers.rotary import Rotary, rotate
-
-Cached = tuple[jax.Array, jax.Array]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionContext:
-    """What all layers of one call share.
-
-    positions_BT: the position of every query. keys_BS: which slots hold real tokens, these queries' own included.
-    length: the slot of the first query in the cache; None without a cache. What layers ask for is made once.
-    """
-
-    positions_BT: jax.Array
-    keys_BS: jax.Array
-    length: jax.Array | None = None
-    _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def tables(self, rotary: Rotary, head_dim: int) -> tuple[jax.Array, jax.Array]:
-        """The rotary tables of the positions, for heads of this size."""
-        return self._once((rotary, head_dim), lambda: rotary.tables(self.positions_BT, head_dim))
-
-    def mask(self, window: int | None = None) -> jax.Array:
-        """Which keys each query sees, (B, T, S): real tokens up to itself, and only the last `window` of the slots."""
-        return self._once(window, lambda: self._mask(window))
-
-    def _mask(self, window: int | None) -> jax.Array:
-        slots_S = jnp.arange(self.keys_BS.shape[1], dtype=jnp.int32)
-        first = jnp.int32(0) if self.length is None else self.length
-        queries_T1 = first + jnp.arange(self.positions_BT.shape[1], dtype=jnp.int32)[:, None]
-        seen_TS = slots_S[None, :] <= queries_T1
-        if window is not None:
-            seen_TS = seen_TS & (slots_S[None, :] > queries_T1 - window)
-        return self.keys_BS[:, None, :] & seen_TS[None]
-
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+from bombus.layers.stored import Stored
 
 
 class Attention(Layer):
-    """x (B, T, D) -> (B, T, D), and the layer's updated (keys, values).
+    """x (B, T, D) -> (B, T, D), and the layer's updated cache.
 
     rotary: how positions turn queries and keys; None where they do not. interleaved: see `rotate`.
     window: how many of the last slots a query sees, its own included; None for all.
@@ -101,26 +66,19 @@ class Attention(Layer):
         self.sinks = declare((num_heads,), jnp.dtype(jnp.float32)) if sinks else None
 
     def __call__(
-        self, x: jax.Array, context: AttentionContext, cached: Cached | None = None
-    ) -> tuple[jax.Array, Cached | None]:
+        self, x: jax.Array, context: AttentionContext, cached: LayerCache | None = None
+    ) -> tuple[jax.Array, LayerCache | None]:
         q_BTNH, k_BTKH = self._heads(self.query, self.query_norm, x), self._heads(self.key, self.key_norm, x)
         v_BTKH = self._heads(self.value, None, x)
         if self.rotary is not None:
             tables = context.tables(self.rotary, self.head_dim)
             q_BTNH, k_BTKH = (rotate(heads, tables, interleaved=self.interleaved) for heads in (q_BTNH, k_BTKH))
-        k_XSH, v_XSH = heads_first(k_BTKH), heads_first(v_BTKH)
+        k_XTH, v_XTH = heads_first(k_BTKH), heads_first(v_BTKH)
         if cached is not None and context.length is not None:
-            cached = (write(cached[0], k_XSH, context.length), write(cached[1], v_XSH, context.length))
-            k_XSH, v_XSH = cached
-        mixed = attend(
-            q_BTNH,
-            k_XSH,
-            v_XSH,
-            context.mask(self.window),
-            scale=self.scale,
-            softcap=self.softcap,
-            sinks_N=self._sinks(),
-        )
+            cached, sources = cached.updated(k_XTH, v_XTH, context, self.window)
+        else:
+            sources = [Source(Stored(codes=k_XTH), Stored(codes=v_XTH), context.mask(self.window))]
+        mixed = attend_to(q_BTNH, sources, scale=self.scale, softcap=self.softcap, sinks_N=self._sinks())
         return self.output(mixed.reshape(*x.shape[:2], -1)), cached
 
     def keys(self, x: jax.Array) -> jax.Array:
@@ -157,21 +115,43 @@ def attend(
     sinks_N: one more score of each head, whose weight goes nowhere (gpt-oss). Values may have a head size of their own.
     A query whose mask is empty (padding) gets a finite, meaningless result.
     """
+    source = Source(Stored(codes=k_XSH), Stored(codes=v_XSH), mask_BTS)
+    return attend_to(q_BTNH, [source], scale=scale, softcap=softcap, sinks_N=sinks_N)
+
+
+def attend_to(
+    q_BTNH: jax.Array,
+    sources: Sequence[Source],
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks_N: jax.Array | None = None,
+) -> jax.Array:
+    """As `attend`, with one softmax over the keys of all sources."""
     batch, tokens, num_heads, head_dim = q_BTNH.shape
-    merged, slots, value_dim = v_XSH.shape
+    merged = sources[0].keys.codes.shape[0]
     # The query heads that share a key/value head, and their tokens, become the rows R of one batched product.
-    q_XRH = q_BTNH.transpose(0, 2, 1, 3).reshape(merged, -1, head_dim).astype(k_XSH.dtype)
-    scores = jnp.einsum("xrh,xsh->xrs", q_XRH, k_XSH, preferred_element_type=jnp.float32)
+    q_XRH = q_BTNH.transpose(0, 2, 1, 3).reshape(merged, -1, head_dim)
+    scores = _joined([source.keys.scores(q_XRH) for source in sources])
     scores = scores * (1 / math.sqrt(head_dim) if scale is None else scale)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    scores = scores.reshape(batch, num_heads, tokens, slots)
+    scores = scores.reshape(batch, num_heads, tokens, -1)
+    mask_BTS = _joined([source.mask for source in sources])
     scores = jnp.where(mask_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1) if sinks_N is None else _softmax_with_sinks(scores, sinks_N)
-    weights_XRS = weights.reshape(merged, -1, slots).astype(v_XSH.dtype)
-    mixed = jnp.einsum("xrs,xsh->xrh", weights_XRS, v_XSH, preferred_element_type=jnp.float32)
-    mixed_BTNH = mixed.reshape(batch, num_heads, tokens, value_dim).transpose(0, 2, 1, 3)
+    weights_XRS = weights.reshape(merged, -1, weights.shape[-1])
+    ends = list(accumulate(source.values.slots for source in sources))
+    parts = [weights_XRS] if len(sources) == 1 else jnp.split(weights_XRS, ends[:-1], axis=-1)
+    mixed = reduce(
+        jnp.add, (source.values.mixed(part, q_BTNH.dtype) for source, part in zip(sources, parts, strict=True))
+    )
+    mixed_BTNH = mixed.reshape(batch, num_heads, tokens, -1).transpose(0, 2, 1, 3)
     return mixed_BTNH.astype(q_BTNH.dtype)
+
+
+def _joined(parts: list[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def _softmax_with_sinks(scores_BNTS: jax.Array, sinks_N: jax.Array) -> jax.Array:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-from bombus.layers.attention import Attention, AttentionContext, Cached
+from bombus.layers.attention import Attention
+from bombus.layers.context import AttentionContext
 from bombus.layers.latent_attention import LatentAttention
+from bombus.layers.layer_cache import LayerCache
 
 Norm = Callable[[jax.Array], jax.Array]
 
@@ -45,8 +47,8 @@ class Block(nnx.Module):
         self.parallel = parallel
 
     def __call__(
-        self, x: jax.Array, context: AttentionContext, cached: Cached | None = None
-    ) -> tuple[jax.Array, Cached | None]:
+        self, x: jax.Array, context: AttentionContext, cached: LayerCache | None = None
+    ) -> tuple[jax.Array, LayerCache | None]:
         read = self.attention_input(x)
         mixed, cached = self.self_attention(read, context, cached)
         mixed = _normed(self.self_attention_output_norm, mixed)

@@ -1,17 +1,21 @@
-"""KV cache of static length.
+"""KV cache of static length, of all layers of a model.
 
-Shapes: B batch, T new tokens, S cached tokens, K key/value heads, H head size.
+Shapes: B batch, S cached tokens, R rows taken, K key/value heads, H head size, X = B*K.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from bombus.layers.cache_format import QUANTIZED, CacheFormat, CacheShape
+from bombus.layers.cache_report import CacheReport, layer_report, nbytes
+from bombus.layers.layer_cache import LayerCache
+from bombus.layers.stored import Stored, empty_stored
+from bombus.policies.errors import GenerationError, Problem
 from bombus.policies.formats import DType
 
 
@@ -24,46 +28,127 @@ class Cache:
     XLA:CPU fuses the write twice and copies the whole cache three times per step (benchmarks/README.md).
     `mask` (B, S) marks the slots that hold real tokens, `length` () counts the slots used, padding included,
     and `positions` (B,) is the position that each row's next token has.
+    lookback: how many of the last slots `rewound` can take back where a layer is a ring.
     """
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    layers: tuple[LayerCache, ...]
     mask: jax.Array
     length: jax.Array
     positions: jax.Array
+    lookback: int = field(default=0, metadata={"static": True})
 
     @property
     def capacity(self) -> int:
         """The number of slots."""
         return self.mask.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays of all layers: codes or values, scales and zero points."""
+        return nbytes(self.layers)
 
-class CacheShape(NamedTuple):
-    """What a layer caches of a token: a key of `key_dim` and a value of `value_dim` for each of its heads."""
+    @property
+    def bytes_per_token(self) -> float:
+        """`nbytes` for each slot of each row."""
+        return self.nbytes / self.mask.size
 
-    num_kv_heads: int
-    key_dim: int
-    value_dim: int
+    @property
+    def report(self) -> CacheReport:
+        """A table of what the layers are kept as, and of the bytes that it takes."""
+        return layer_report(self.layers, rows=self.mask.shape[0], slots=self.capacity)
+
+    def take_rows(self, rows_R: jax.Array) -> Cache:
+        """The cache of these rows: any number of them, in any order and more than once. Indices may be traced."""
+        heads = self.layers[0].keys.codes.shape[0] // self.mask.shape[0]
+        rows_X = (rows_R[:, None] * heads + jnp.arange(heads, dtype=rows_R.dtype)).reshape(-1)
+        return replace(
+            self,
+            layers=tuple(layer.take(rows_X) for layer in self.layers),
+            mask=jnp.take(self.mask, rows_R, axis=0, mode="clip"),
+            positions=jnp.take(self.positions, rows_R, mode="clip"),
+        )
+
+    def rewound(self, slots: jax.Array | int) -> Cache:
+        """Without the last `slots` () of every row, as if they had never been written.
+
+        Raises GenerationError for more slots than a ring can give back, where their number is known.
+        """
+        rings = any(layer.least_slots < self.capacity for layer in self.layers)
+        if rings and not isinstance(slots, jax.core.Tracer) and int(slots) > self.lookback:
+            raise GenerationError(
+                Problem(
+                    subject="cache",
+                    message="cannot be rewound so far: some layers hold the last slots only",
+                    expected=f"at most {self.lookback} slots",
+                    found=str(int(slots)),
+                    remedy="make the cache with a larger lookback",
+                )
+            )
+        length = self.length - jnp.asarray(slots, jnp.int32)
+        kept_BS = self.mask & (jnp.arange(self.capacity, dtype=jnp.int32) < length)
+        removed_B = (self.mask & ~kept_BS).sum(axis=1, dtype=jnp.int32)
+        return replace(self, mask=kept_BS, length=length, positions=self.positions - removed_B)
 
 
-def empty_cache(num_layers: int, batch: int, capacity: int, *, shape: CacheShape, dtype: DType) -> Cache:
-    """A cache with `capacity` free slots per row."""
-    slots = (batch * shape.num_kv_heads, capacity)
+def empty_cache(
+    windows: Sequence[int | None],
+    batch: int,
+    capacity: int,
+    *,
+    shape: CacheShape,
+    dtype: DType,
+    format: CacheFormat | None = None,
+    lookback: int = 0,
+) -> Cache:
+    """A cache with `capacity` free slots per row, for layers whose queries see these windows; None for all slots.
+
+    A layer with a window keeps as many slots, and `lookback` more so that as many can be taken back. Raises
+    PolicyError for a format that does not fit.
+    """
+    format = CacheFormat() if format is None else format
+    format.check(len(windows), shape)
+    layers = tuple(
+        _empty_layer(format, index, len(windows), window, batch, capacity, shape, dtype, lookback)
+        for index, window in enumerate(windows)
+    )
     return Cache(
-        keys=tuple(jnp.zeros((*slots, shape.key_dim), dtype) for _ in range(num_layers)),
-        values=tuple(jnp.zeros((*slots, shape.value_dim), dtype) for _ in range(num_layers)),
+        layers=layers,
         mask=jnp.zeros((batch, capacity), jnp.bool_),
         length=jnp.zeros((), jnp.int32),
         positions=jnp.zeros((batch,), jnp.int32),
+        lookback=lookback,
     )
 
 
-def heads_first(new_BTKH: jax.Array) -> jax.Array:
-    """Keys or values in the layout of the cache, (B*K, T, H)."""
-    batch, tokens, heads, head_dim = new_BTKH.shape
-    return new_BTKH.transpose(0, 2, 1, 3).reshape(batch * heads, tokens, head_dim)
+def _empty_layer(
+    format: CacheFormat,
+    index: int,
+    num_layers: int,
+    window: int | None,
+    batch: int,
+    capacity: int,
+    shape: CacheShape,
+    dtype: DType,
+    lookback: int,
+) -> LayerCache:
+    names = format.of_layer(index, num_layers)
+    recent = format.recent if set(names) & set(QUANTIZED) else 0
+    if window is not None and recent >= window:  # nothing that is quantized would be read
+        names, recent = (None, None), 0
+    rows = batch * shape.num_kv_heads
 
+    def empty(name: str | None, slots: int, size: int, largest: Sequence[float] | None) -> Stored:
+        fixed_X = None if largest is None else jnp.tile(jnp.asarray(largest, jnp.float32), batch)
+        return empty_stored(name, (rows, slots, size), dtype, zero_points=format.zero_points, fixed_X=fixed_X)
 
-def write(cached_XSH: jax.Array, new_XTH: jax.Array, length: jax.Array) -> jax.Array:
-    """The cached keys or values (X = B*K) with the new ones at slot `length` and after."""
-    return lax.dynamic_update_slice(cached_XSH, new_XTH.astype(cached_XSH.dtype), (0, length, 0))
+    largest = format.head_scales[index] if format.scales == "head" else (None, None)
+    slots = capacity if window is None else min(capacity, window + lookback)
+    near = min(slots, recent + lookback)
+    has_values = shape.value_dim > 0
+    return LayerCache(
+        keys=empty(names[0], slots, shape.key_dim, largest[0]),
+        values=empty(names[1], slots, shape.value_dim, largest[1]) if has_values else None,
+        recent_keys=empty(None, near, shape.key_dim, None) if recent else None,
+        recent_values=empty(None, near, shape.value_dim, None) if recent and has_values else None,
+        recent=recent,
+    )

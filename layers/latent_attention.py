@@ -11,15 +11,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bombus.kernels import with_values
-from bombus.layers.attention import AttentionContext, Cached, attend
-from bombus.layers.cache import heads_first, write
+from bombus.layers.attention import attend_to
+from bombus.layers.context import AttentionContext
 from bombus.layers.dense import Dense
+from bombus.layers.layer_cache import LayerCache, Source, heads_first
 from bombus.layers.norm import RMSNorm
 from bombus.layers.rotary import Rotary, rotate
+from bombus.layers.stored import Stored
 
 
 class LatentAttention(nnx.Module):
-    """x (B, T, D) -> (B, T, D), and the layer's updated (latents, nothing).
+    """x (B, T, D) -> (B, T, D), and the layer's updated cache.
 
     A slot of the cache is the normalised latent and the rotated key that all heads share: one key head of C + R,
     and no values. Attention runs on it as it is: the rows of `key_value_up` (N, P + V; C) for keys take the queries
@@ -64,15 +66,17 @@ class LatentAttention(nnx.Module):
         self.output = Dense(num_heads * value_dim, hidden_size, bias=bias)
 
     def __call__(
-        self, x: jax.Array, context: AttentionContext, cached: Cached | None = None
-    ) -> tuple[jax.Array, Cached | None]:
+        self, x: jax.Array, context: AttentionContext, cached: LayerCache | None = None
+    ) -> tuple[jax.Array, LayerCache | None]:
         tables = context.tables(self.rotary, self.rope_dim)
         latent_BTC, k_BTR = self._latent_and_key(x)
         k_BT1R = rotate(k_BTR[:, :, None], tables, interleaved=self.interleaved).astype(latent_BTC.dtype)
-        slots_XSL = heads_first(jnp.concatenate((latent_BTC[:, :, None], k_BT1R), axis=-1))
+        slots_XTL = heads_first(jnp.concatenate((latent_BTC[:, :, None], k_BT1R), axis=-1))
         if cached is not None and context.length is not None:
-            slots_XSL = write(cached[0], slots_XSL, context.length)
-            cached = (slots_XSL, cached[1])
+            cached, sources = cached.updated(slots_XTL, None, context)
+        else:
+            slots = Stored(codes=slots_XTL)
+            sources = [Source(slots, slots, context.mask())]
         q_BTNH = self._queries(x).reshape(*x.shape[:2], self.num_heads, -1)
         q_BTNP, q_BTNR = q_BTNH[..., : self.nope_dim], q_BTNH[..., self.nope_dim :]
         q_BTNC = self._through_up("nrp,npc->nrc", q_BTNP, slice(None, self.nope_dim))
@@ -80,7 +84,7 @@ class LatentAttention(nnx.Module):
         # The latents are the values as well; the key's part of what is mixed is cut off, which is cheaper than to
         # copy the latents out of the cache.
         q_BTNL = jnp.concatenate((q_BTNC, q_BTNR), axis=-1)
-        mixed_BTNL = attend(q_BTNL, slots_XSL, slots_XSL, context.mask(), scale=self.scale)
+        mixed_BTNL = attend_to(q_BTNL, sources, scale=self.scale)
         mixed_BTNC = mixed_BTNL[..., : latent_BTC.shape[-1]]
         mixed_BTNV = self._through_up("nrc,nvc->nrv", mixed_BTNC, slice(self.nope_dim, None))
         return self.output(mixed_BTNV.reshape(*x.shape[:2], -1)), cached

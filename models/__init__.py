@@ -20,6 +20,7 @@ from bombus.models import (
     qwen3_moe,
     smollm3,
 )
+from bombus.models.calibration import calibrate_cache
 from bombus.models.decoder import Output
 from bombus.models.llama import LlamaSpec
 from bombus.models.model import Model, Params, build_model
@@ -37,6 +38,7 @@ __all__ = [
     "Spec",
     "architectures",
     "build_model",
+    "calibrate_cache",
     "deepseek_v3",
     "find_architecture",
     "gemma",

@@ -95,12 +95,11 @@ class DecoderModel(nnx.Module):
         x = self.embed(tokens_BT, positions)
         layers = []
         for index, block in enumerate(self.decoder.blocks):
-            cached = None if cache is None else (cache.keys[index], cache.values[index])
-            x, cached = block(x, context, cached)
-            layers.append(cached)
+            x, cached = block(x, context, None if cache is None else cache.layers[index])
+            if cached is not None:
+                layers.append(cached)
         if cache is not None:
-            keys, values = zip(*layers, strict=True)
-            cache = replace(cache, keys=keys, values=values, length=cache.length + tokens_BT.shape[1])
+            cache = replace(cache, layers=tuple(layers), length=cache.length + tokens_BT.shape[1])
         hidden = self.output_norm(x)
         return Output(logits=self._logits(hidden, mask_BT, last_only), hidden_state=hidden, cache=cache)
 

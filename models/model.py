@@ -6,25 +6,29 @@ import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from bombus.kernels import Weight
-from bombus.layers import Cache, Embedding, empty_cache, initial_values, initial_weight
+from bombus.layers import Cache, CacheFormatLike, Embedding, HeadScales, as_cache_format, empty_cache
+from bombus.layers.layer import initial_values, initial_weight
 from bombus.models.abstract import abstract_module, abstract_shapes, dotted, named_layers
+from bombus.models.calibration import measured_heads
 from bombus.models.decoder import Output
 from bombus.models.registry import Architecture, architecture_of
 from bombus.models.spec import DecoderSpec
 from bombus.models.storage import is_weight, nameable, part_paths, scale_path, storage_format
+from bombus.models.tree import Params, flat, nested
 from bombus.policies import Decision, as_precision
 from bombus.policies.errors import PolicyError, Problem
 from bombus.policies.formats import DType, Format, find_format
 from bombus.policies.mixed_precision import PolicyLike
 
-Params: TypeAlias = dict[str, Any]
+__all__ = ["Model", "Params", "build_model", "decided_model", "flat", "nested", "weight_leaves"]
+
 _DEFAULT_TYPE = jnp.dtype(jnp.float32)
 
 
@@ -115,15 +119,28 @@ class Model:
         """Random parameters, stored as the policies say: normal(0, 0.02) kernels, ones and zeros elsewhere."""
         return jax.jit(self._init)(key)
 
-    def init_cache(self, batch: int, length: int, *, dtype: Any = None) -> Cache:
-        """An empty cache for `batch` rows of `length` tokens, by default in the type that keys are computed in."""
+    def init_cache(
+        self, batch: int, length: int, *, dtype: Any = None, format: CacheFormatLike = None, lookback: int = 0
+    ) -> Cache:
+        """An empty cache for `batch` rows of `length` tokens.
+
+        dtype: of what is not quantized; by default the type that keys are computed in. format: what keys and values
+        are kept as, see CacheFormat. lookback: how many of the last slots `Cache.rewound` may take back, for which
+        layers with a sliding window keep more. Raises PolicyError for a format that does not fit the model.
+        """
         return empty_cache(
-            self.spec.num_blocks,
+            [self.spec.window_of(index) for index in range(self.spec.num_blocks)],
             batch,
             length,
             shape=self.spec.cache_shape,
             dtype=jnp.dtype(self._activation_type if dtype is None else dtype),
+            format=as_cache_format(format),
+            lookback=lookback,
         )
+
+    def head_scales(self, params: Params, tokens_BT: jax.Array, mask: jax.Array | None = None) -> HeadScales:
+        """What a CacheFormat with scales of heads needs: the largest keys and values of each head on these tokens."""
+        return measured_heads(self, params, tokens_BT, mask)
 
     def tensor_names(self) -> dict[str, str | None]:
         """Our path -> the checkpoint's name, for every parameter that a rule can name."""
@@ -225,26 +242,3 @@ def weight_leaves(path: str, weight: Weight) -> dict[str, jax.Array]:
     """path -> array for the codes and the parts of the weight at `path`."""
     paths = part_paths(path, weight.format, weight.shape)
     return {path: weight.codes, **{paths[part]: array for part, array in weight.parts.items()}}
-
-
-def flat(params: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested dict of parameters as path -> leaf."""
-    result: dict[str, Any] = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            result |= {f"{name}.{rest}": leaf for rest, leaf in flat(value).items()}
-        else:
-            result[name] = value
-    return result
-
-
-def nested(values: Mapping[str, Any]) -> Params:
-    """path -> leaf as a nested dict; the inverse of `flat`."""
-    result: Params = {}
-    for path, value in values.items():
-        *parents, name = path.split(".")
-        inner = result
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[name] = value
-    return result

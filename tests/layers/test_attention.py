@@ -22,8 +22,8 @@ from bombus.layers import (
     empty_cache,
     rotate,
 )
-from bombus.layers.cache import heads_first, write
 from bombus.layers.feed_forward import ACTIVATIONS
+from bombus.layers.layer_cache import heads_first
 from bombus.policies.formats import find_format
 
 RANDOM = np.random.default_rng(0)
@@ -113,7 +113,7 @@ def _in_three_ways(layer: Attention, x: jax.Array) -> tuple[jax.Array, ...]:
     context = AttentionContext(positions_BT=jnp.maximum(jnp.cumsum(keys, 1) - 1, 0), keys_BS=keys)
     padded = layer(jnp.concatenate((jnp.ones((2, 3, D), x.dtype), x), axis=1), context)[0][:, 3:]
 
-    cached = (jnp.zeros((2 * K, T + 2, H), x.dtype),) * 2
+    cached = empty_cache([None], 2, T + 2, shape=CacheShape(K, H, H), dtype=x.dtype).layers[0]
     start, parts = 0, []
     for size in (4, 1, T - 5):
         keys = jnp.broadcast_to(jnp.arange(T + 2) < start + size, (2, T + 2))
@@ -173,11 +173,13 @@ def test_a_query_without_keys_is_finite() -> None:
 
 def test_write_puts_tokens_into_their_slots() -> None:
     """Two tokens at slot 3 of every row and head; the rest stays."""
-    cache = empty_cache(1, 2, 6, shape=CacheShape(2, 3, 4), dtype=jnp.dtype(jnp.bfloat16))
-    assert cache.values[0].shape == (4, 6, 4)
+    cache = empty_cache([None], 2, 6, shape=CacheShape(2, 3, 4), dtype=jnp.dtype(jnp.bfloat16))
+    keys, values = cache.layers[0].keys, cache.layers[0].values
+    assert values.codes.shape == (4, 6, 4)
     assert cache.capacity == 6
     new = RANDOM.standard_normal((2, 2, 2, 3)).astype(np.float32)
-    found = np.asarray(write(cache.keys[0], heads_first(jnp.asarray(new)), jnp.int32(3)).astype(jnp.float32))
+    written = keys.written(keys.encoded(heads_first(jnp.asarray(new))), jnp.int32(3))
+    found = np.asarray(written.codes.astype(jnp.float32))
     expected = np.zeros((2, 2, 6, 3), np.float32)
     expected[:, :, 3:5] = new.transpose(0, 2, 1, 3).astype(jnp.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(found.reshape(2, 2, 6, 3), expected)

@@ -12,7 +12,7 @@ from flax import nnx
 from numpy_attention import fill, latent_attention
 
 from bombus.kernels import dequantize, quantize
-from bombus.layers import AttentionContext, LatentAttention, Rotary
+from bombus.layers import AttentionContext, CacheShape, LatentAttention, Rotary, empty_cache
 from bombus.policies.formats import find_format
 
 T = 9
@@ -79,7 +79,8 @@ def test_the_cache_holds_latents_alone_and_decoding_equals_prefill() -> None:
 
     @jax.jit
     def decode(x: jax.Array) -> Any:
-        cached: Any = (jnp.zeros((2, T + 3, width), jnp.float32), jnp.zeros((2, T + 3, 0), jnp.float32))
+        shape = CacheShape(num_kv_heads=1, key_dim=width, value_dim=0)
+        cached: Any = empty_cache([None], 2, T + 3, shape=shape, dtype=jnp.dtype(jnp.float32)).layers[0]
         start, parts = 0, []
         for size in (4, 1, T - 5):
             positions = jnp.broadcast_to(jnp.arange(start, start + size), (2, size))
@@ -91,8 +92,8 @@ def test_the_cache_holds_latents_alone_and_decoding_equals_prefill() -> None:
         return jnp.concatenate(parts, 1), cached
 
     found, cached = decode(X)
-    assert (cached[0].shape, cached[1].shape) == ((2, T + 3, width), (2, T + 3, 0))
-    assert not np.asarray(cached[0][:, T:]).any()
+    assert (cached.keys.codes.shape, cached.values) == ((2, T + 3, width), None)
+    assert not np.asarray(cached.keys.codes[:, T:]).any()
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -167,10 +168,8 @@ def test_a_loop_holds_no_copy_of_the_weights(format: str, compute: Any) -> None:
 
         return jax.lax.fori_loop(0, steps, step, (x, cached))[0]
 
-    cached = tuple(
-        (jax.ShapeDtypeStruct((1, steps, 528), compute), jax.ShapeDtypeStruct((1, steps, 0), compute))
-        for _ in range(layers)
-    )
+    shape = CacheShape(num_kv_heads=1, key_dim=528, value_dim=0)
+    cached = jax.eval_shape(lambda: empty_cache([None] * layers, 1, steps, shape=shape, dtype=compute).layers)
     program = jax.jit(run).lower(states, jax.ShapeDtypeStruct((1, 1, width), compute), cached).compile()
     one = 8 * 128 * 512 * jnp.dtype(compute).itemsize
     assert program.memory_analysis().temp_size_in_bytes < 2 * one

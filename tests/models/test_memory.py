@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 import bombus
-from bombus.generation.loop import decode, prefill
-from bombus.generation.sampling import Sampling
+from bombus.generation.loop import NEXT_TOKEN, decode, prefill
+from bombus.generation.sampling import make_sampling
+from bombus.generation.state import Call, Plan
 from bombus.models.model import flat
 
 # Six layers: if every kernel were dequantized at once, temporaries would be 42 kernels.
@@ -31,20 +33,13 @@ def largest_kernel(model: bombus.Model) -> int:
     """Bytes of the largest kernel in the compute type."""
     kernels = [value for path, value in flat(model.abstract_params).items() if path.endswith(".kernel")]
     assert all(kernel.dtype == jnp.float8_e4m3fn for kernel in kernels)
-    compute = model.init_cache(1, 1).keys[0].dtype
+    compute = model.init_cache(1, 1).layers[0].keys.codes.dtype
     return max(int(np.prod(kernel.shape)) for kernel in kernels) * compute.itemsize
 
 
-def arguments(model: bombus.Model) -> tuple:
-    """Sampling parameters and stop ids, as shapes."""
-
-    def row(dtype: type) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1,), dtype)
-
-    sampling = Sampling(
-        temperature=row(jnp.float32), top_k=row(jnp.int32), top_p=row(jnp.float32), seed=row(jnp.uint32)
-    )
-    return sampling, jax.ShapeDtypeStruct((32,), jnp.int32)
+def shapes(tree: Any) -> Any:
+    """The tree with shapes and types in place of arrays."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def temporaries(compiled: jax.stages.Compiled) -> int:
@@ -62,16 +57,25 @@ def test_one_step(model: bombus.Model) -> None:
 
 def test_prefill_and_the_whole_loop(model: bombus.Model) -> None:
     """So do the two programs of generation; XLA must not hoist the dequantization out of the loop."""
-    sampling, stop = arguments(model)
+    sampling = make_sampling(
+        bombus.GenerationConfig(),
+        batch=1,
+        vocab_size=model.spec.vocab_size,
+        steps=NEW,
+        max_new_tokens=NEW,
+        stop_ids=(),
+        seeds=[0],
+    )
+    call = shapes(Call(sampling=sampling, wants_logprobs=jnp.asarray(False)))
+    plan = Plan(new_tokens=NEW, chunk=PROMPT, strategy=NEXT_TOKEN)
     tokens = jax.ShapeDtypeStruct((1, PROMPT), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, PROMPT), jnp.bool_)
-    first = prefill.trace(model, model.abstract_params, tokens, mask, sampling, stop, new_tokens=NEW).lower()
+    done = jax.ShapeDtypeStruct((1,), jnp.bool_)
+    first = prefill.trace(model, model.abstract_params, tokens, mask, done, call, plan=plan).lower()
     assert temporaries(first.compile()) < 2 * largest_kernel(model)
-    state = first.out_info
-    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    state = shapes(first.out_info)
     until = jax.ShapeDtypeStruct((), jnp.int32)
-    loop = decode.lower(model, model.abstract_params, state, sampling, stop, until).compile()
+    loop = decode.lower(model, model.abstract_params, state, done, call, until, plan=plan).compile()
     assert temporaries(loop) < 2 * largest_kernel(model)
     # The cache is updated in place: its buffers are donated, not copied.
-    cache = sum(leaf.size * leaf.dtype.itemsize for leaf in (*state.cache.keys, *state.cache.values))
-    assert loop.memory_analysis().alias_size_in_bytes >= cache
+    assert loop.memory_analysis().alias_size_in_bytes >= state.cache.nbytes

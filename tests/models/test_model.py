@@ -176,10 +176,10 @@ def test_build_model_refuses_types_a_parameter_cannot_take() -> None:
 def test_cache_has_the_type_of_the_keys(tiny: Callable[..., Path]) -> None:
     """bf16 in a bf16 model, float32 under a float32 policy, and what the caller asks for."""
     folder = tiny("qwen3", "bf16")
-    assert bombus.load_plan(folder).plan.model.init_cache(1, 4).keys[0].dtype == jnp.bfloat16
+    assert bombus.load_plan(folder).plan.model.init_cache(1, 4).layers[0].keys.codes.dtype == jnp.bfloat16
     model = bombus.load_plan(folder, policy=F32).plan.model
-    assert model.init_cache(1, 4).keys[0].dtype == jnp.float32
-    assert model.init_cache(1, 4, dtype="bfloat16").values[1].dtype == jnp.bfloat16
+    assert model.init_cache(1, 4).layers[0].keys.codes.dtype == jnp.float32
+    assert model.init_cache(1, 4, dtype="bfloat16").layers[1].values.codes.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("entry", architectures(), ids=lambda entry: entry.name)
