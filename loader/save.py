@@ -82,7 +82,7 @@ def write_folder(
         index = {"metadata": {"total_size": sum(map(_nbytes, shards))}, "weight_map": weight_map}
         names.append(_write_json(folder / INDEX, index))
     names.append(_write_json(folder / "config.json", config_json(model)))
-    if generation.eos_token_ids:
+    if generation != GenerationConfig():
         names.append(_write_json(folder / "generation_config.json", generation.to_hf()))
     # A file of an earlier save that the new one does not overwrite would be read in its place.
     stale = {WEIGHTS, INDEX, "generation_config.json", *filter(_SHARD.fullmatch, os.listdir(folder))}
