@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are: a local folder, or a repository on the Hugging Face hub."""
+"""Where a checkpoint's files are: a local folder, a model that ships with the package, or a repository on the hub."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from bombus.loader.folder import find_file, is_inside
 from bombus.loader.hub import HubFiles, check_id
 from bombus.loader.hub_problems import not_cached
+from bombus.loader.shipped import shipped_folder
 from bombus.policies.errors import CheckpointError, HubError, Problem
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -22,7 +23,7 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Repository:
-    """A source of files. `folder` is set for a local one; else `name` is an id on the hub.
+    """A source of files. `folder` is set for a local one, or one that ships; else `name` is an id on the hub.
 
     The environment variables of huggingface_hub (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, ...) apply. All
     files of one Repository are of one commit, also where the branch moves meanwhile.
@@ -156,14 +157,14 @@ class HubOptions(TypedDict, total=False):
 
 
 def open_repository(repo: str | PathLike[str], **options: Unpack[HubOptions]) -> Repository:
-    """A Repository for a local folder or a hub id. Raises HubError when `repo` can be neither."""
+    """A Repository for a local folder, the name of a model that ships with the package (bombus/...), or a hub id.
+
+    The first of these that `repo` is. Raises HubError when it is none.
+    """
     name = str(repo)
     folder = Path(repo).expanduser()
     if folder.is_dir():
-        if options.get("revision") is not None:
-            problem = Problem(subject="revision", message="has no meaning for a local folder", remedy="leave it out")
-            raise HubError(problem, where=name)
-        return Repository(name=name, folder=folder, subfolder=options.get("subfolder"))
+        return _opened(name, folder, "a local folder", options)
     if folder.is_file():
         raise HubError(
             Problem(subject="repository", message="is a file", remedy=f"give its folder, {folder.parent}"), where=name
@@ -177,4 +178,14 @@ def open_repository(repo: str | PathLike[str], **options: Unpack[HubOptions]) ->
             ),
             where=name,
         )
+    shipped = shipped_folder(name)
+    if shipped is not None:
+        return _opened(name, shipped, "a model that ships with Bombus", options)
     return Repository(name=name, **options)
+
+
+def _opened(name: str, folder: Path, what: str, options: HubOptions) -> Repository:
+    if options.get("revision") is not None:
+        problem = Problem(subject="revision", message=f"has no meaning for {what}", remedy="leave it out")
+        raise HubError(problem, where=name)
+    return Repository(name=name, folder=folder, subfolder=options.get("subfolder"))

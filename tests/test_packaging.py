@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from bombus.loader.shipped import SHIPPED
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -92,10 +94,20 @@ def test_the_wheel_holds_every_module_and_nothing_else(built: Built) -> None:
     }
     presets = {f"bombus/policies/presets/{path.name}" for path in (ROOT / "policies" / "presets").glob("*.json")}
     assert len(presets) >= 3
-    assert inside == expected | presets | {"bombus/py.typed"}
+    shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "bombus" / "shipped").glob("*/*")}
+    assert len(shipped) == 6 * len(SHIPPED)
+    assert inside == expected | presets | shipped | {"bombus/py.typed"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     # Tests, notebooks and bare `loader` are nowhere in it.
     assert {name.split("/")[0] for name in inside} == {"bombus"}
+
+
+def test_the_wheel_is_small_and_a_shipped_model_in_it_whole(built: Built) -> None:
+    assert built.wheel.stat().st_size < 4_500_000
+    for folder in SHIPPED.values():
+        for path in (ROOT / "bombus" / folder).iterdir():
+            installed = built.target / "bombus" / folder / path.name
+            assert installed.read_bytes() == path.read_bytes()
 
 
 def test_the_wheel_needs_nothing_heavy(built: Built) -> None:
@@ -115,9 +127,10 @@ def test_presets_are_read_from_the_wheel(built: Built, tmp_path: Path) -> None:
 
 def test_the_main_job_runs_from_the_wheel(built: Built, tmp_path: Path) -> None:
     output = built.python("-m", "bombus", "demo", "--max-new-tokens", "4", cwd=tmp_path)
-    assert "decoder.blocks.{0..1}.ffn.gate.kernel" in output
-    assert "f8_e4m3fn[320, 192]" in output
-    assert "4 tokens of this random model" in output
+    assert "decoder.blocks.{0..5}.ffn.gate.kernel" in output
+    assert "f8_e4m3fn[544, 192]" in output
+    assert "\n\nROMEO:\n" in output
+    assert "\n\n4 tokens, the first after " in output
     script = built.target / "bin" / "bombus"
     assert built.python(str(script), "--version", cwd=tmp_path).startswith("bombus 0.")
     assert not list(tmp_path.iterdir())
