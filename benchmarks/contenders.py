@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 PREFILL = 512
 PROMPT = 32
 STEPS = 16
@@ -40,6 +42,7 @@ class Ours:
     def load(self) -> dict[str, Any]:
         """Load and compile (prefill and loop, tracing included); seconds, memory, versions."""
         from bombus.generation.loop import compile_programs
+        from bombus.generation.request import make_request
 
         before = reset_peak_memory()
         started = time.perf_counter()
@@ -48,11 +51,16 @@ class Ours:
         peak = peak_memory() - before
         stats = self.jax.devices()[0].memory_stats() or {}
         size = (self.folder / "model.safetensors").stat().st_size
-        self.programs, compiled = {}, {}
+        self.requests, self.programs, compiled = {}, {}, {}
         for rows, bucket in ((1, PROMPT), (4, PROMPT), (1, PREFILL)):
             started = time.perf_counter()
-            arguments = self._arguments(rows, bucket)
-            self.programs[rows, bucket] = compile_programs(self.loaded.model, *arguments, new_tokens=NEW_TOKENS)
+            prompts = (np.arange(rows * bucket).reshape(rows, bucket) % 1000).tolist()
+            options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "stop_token_ids": (), "prefill_chunk": None}
+            request = make_request(self.loaded, prompts, options, has_text=False)
+            self.requests[rows, bucket] = request
+            self.programs[rows, bucket] = compile_programs(
+                self.loaded.model, self.loaded.params, rows, request.bucket, request.call, request.plan
+            )
             compiled[f"{rows} rows, prompt of {bucket}"] = round(time.perf_counter() - started, 2)
             self._decode(self._prefill(rows, bucket), rows, bucket, 2)  # the first run is slower
         return {
@@ -73,7 +81,7 @@ class Ours:
         return {"tokens_per_second": rows * STEPS / (time.perf_counter() - started)}
 
     def prefill(self) -> dict[str, float]:
-        """Prompt tokens per second, first new token included."""
+        """Prompt tokens per second."""
         started = time.perf_counter()
         self._prefill(1, PREFILL)
         return {"tokens_per_second": PREFILL / (time.perf_counter() - started)}
@@ -86,23 +94,15 @@ class Ours:
         seconds = _fastest(lambda: values.append(self.jax.block_until_ready(step(values.pop()))))
         return {"gigabytes_per_second": 2 * values[0].nbytes / seconds / 1e9}
 
-    def _arguments(self, rows: int, bucket: int) -> tuple[Any, ...]:
-        from bombus.generation.sampling import Sampling
-
-        jnp = self.jax.numpy
-        tokens = jnp.arange(rows * bucket, dtype=jnp.int32).reshape(rows, bucket) % 1000
-        zeros = jnp.zeros((rows,), jnp.int32)
-        greedy = jnp.zeros((rows,), jnp.float32)
-        sampling = Sampling(temperature=greedy, top_k=zeros, top_p=greedy + 1, seed=zeros.astype(jnp.uint32))
-        return self.loaded.params, tokens, tokens >= 0, sampling, jnp.full((32,), -1, jnp.int32)
-
     def _prefill(self, rows: int, bucket: int) -> Any:
-        return self.jax.block_until_ready(self.programs[rows, bucket].prefill(*self._arguments(rows, bucket)))
+        request = self.requests[rows, bucket]
+        state = self.programs[rows, bucket].prefill(self.loaded.params, *request.padded(), request.call)
+        return self.jax.block_until_ready(state)
 
     def _decode(self, state: Any, rows: int, bucket: int, until: int) -> Any:
-        params, _, _, sampling, stop = self._arguments(rows, bucket)
-        until = self.jax.numpy.int32(until)
-        return self.jax.block_until_ready(self.programs[rows, bucket].decode(params, state, sampling, stop, until))
+        decode, request = self.programs[rows, bucket].decode, self.requests[rows, bucket]
+        done, until = np.zeros(rows, np.bool_), np.int32(until)
+        return self.jax.block_until_ready(decode(self.loaded.params, state, done, request.call, until))
 
 
 class Transformers:

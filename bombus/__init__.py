@@ -1,8 +1,18 @@
 """Bombus: a functional model loader and model zoo for JAX and Flax."""
 
-from bombus.generation import Generated, generate, generate_tokens
+from bombus.generation import (
+    Generated,
+    History,
+    LogitsProcessor,
+    TextStream,
+    Timings,
+    chat,
+    generate,
+    generate_tokens,
+    warmup,
+)
 from bombus.kernels import cast_weight
-from bombus.layers import Cache, fp8_aware_dense
+from bombus.layers import Cache, CacheFormat, fp8_aware_dense
 from bombus.loader import (
     GenerationConfig,
     LoadedModel,
@@ -18,8 +28,9 @@ from bombus.loader import (
     policy_template,
     quantize,
     save_model,
+    use_compilation_cache,
 )
-from bombus.models import Model, Output, build_model
+from bombus.models import Model, Output, build_model, calibrate_cache
 from bombus.policies import (
     MixedPrecision,
     Policy,
@@ -50,15 +61,18 @@ __version__ = "0.1.0"
 __all__ = [
     "BombusError",
     "Cache",
+    "CacheFormat",
     "CheckpointError",
     "Format",
     "Generated",
     "GenerationConfig",
     "GenerationError",
+    "History",
     "HubError",
     "LoadError",
     "LoadReport",
     "LoadedModel",
+    "LogitsProcessor",
     "MixedPrecision",
     "Model",
     "Output",
@@ -66,11 +80,15 @@ __all__ = [
     "Policy",
     "PolicyError",
     "SpecError",
+    "TextStream",
+    "Timings",
     "Tokenizer",
     "apply_policy",
     "build_model",
+    "calibrate_cache",
     "cast",
     "cast_weight",
+    "chat",
     "convert_checkpoint",
     "create_policy",
     "dequantize",
@@ -92,4 +110,6 @@ __all__ = [
     "resolve_format",
     "resolve_type",
     "save_model",
+    "use_compilation_cache",
+    "warmup",
 ]

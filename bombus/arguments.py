@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from typing import Any
 
+from bombus.policies.errors import GenerationError, Problem
 from bombus.policies.files import parse_json
 
 
@@ -18,9 +20,13 @@ def add_command(
     return command
 
 
-def add_repository(command: argparse.ArgumentParser) -> None:
-    """Let a command take a repository: `repo`, and what `repository` reads."""
-    command.add_argument("repo", help="a folder, or an id on the Hugging Face hub")
+def add_repository(command: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """Let a command take a repository: `repo`, and what `repository` reads. default: what is taken without one."""
+    text = "a folder, an id on the Hugging Face hub, or the name of a model that ships with Bombus"
+    if default is None:
+        command.add_argument("repo", help=text)
+    else:
+        command.add_argument("repo", nargs="?", default=default, help=f"{text}; default: {default}")
     command.add_argument("--revision", help="branch, tag or commit on the hub")
     command.add_argument("--subfolder", help="folder inside the repository")
     command.add_argument("--token", help="access token for the hub; default: HF_TOKEN or the saved login")
@@ -60,3 +66,51 @@ def precision(options: argparse.Namespace) -> dict[str, Any]:
 def read_policy(text: str | None) -> Any:
     """What load_model takes as its policy, from an argument of the command line: JSON is parsed."""
     return parse_json(text, where="--policy") if text is not None and text.lstrip().startswith("{") else text
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    """Let a command take what `settings` reads."""
+    command.add_argument("--max-new-tokens", type=int, help="at most this many new tokens")
+    command.add_argument("--temperature", type=float, help="0 is greedy; default: the repository's")
+    command.add_argument("--top-k", type=int, help="sample from the k most probable tokens only; 0: all")
+    command.add_argument("--top-p", type=float, help="sample from the most probable tokens of this mass; 1: all")
+    command.add_argument("--min-p", type=float, help="only tokens this many times as probable as the best; 0: all")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    command.add_argument("--no-stop", action="store_true", help="no stop strings, whatever the repository says")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting of generation_config.json, such as repetition_penalty=1.1; may be repeated",
+    )
+    command.add_argument("--kv-cache", metavar="FORMAT", help="int8, int4, f8_e4m3fn, or JSON of a CacheFormat")
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What generate takes to find tokens; what was not given is left out.
+
+    Raises GenerationError for a --set without a name.
+    """
+    named = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+    found = {name: getattr(options, name) for name in named if getattr(options, name) is not None}
+    if options.stop or options.no_stop:
+        found["stop_strings"] = tuple(options.stop or ())
+    if options.kv_cache is not None:
+        found["cache_format"] = read_policy(options.kv_cache)
+    for entry in options.set:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            problem = Problem(subject="--set", message="needs a name and a value", expected="NAME=VALUE", found=entry)
+            raise GenerationError(problem)
+        found[name.strip().replace("-", "_")] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    """JSON where it is some, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

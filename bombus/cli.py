@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import bombus
 from bombus.arguments import add_command, add_precision, add_repository, precision, repository
+from bombus.chat_cli import add_chat_command
+from bombus.demo_cli import add_demo_command
 from bombus.file_cli import add_file_commands
+from bombus.generate_cli import add_generate_command
 from bombus.loader.checkpoint import read_headers
 from bombus.loader.report import readable_bytes
 from bombus.loader.repository import open_repository
@@ -53,22 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     add_precision(plan)
     plan.add_argument("--json", action="store_true", help="print JSON")
 
-    generate = add_command(commands, "generate", _generate, "continue a text")
-    add_repository(generate)
-    add_precision(generate)
-    generate.add_argument("--prompt", required=True, help="the text to continue")
-    generate.add_argument("--max-new-tokens", type=int, help="at most this many new tokens")
-    generate.add_argument("--temperature", type=float, help="0 is greedy; default: the repository's")
-    generate.add_argument("--top-k", type=int, help="sample from the k most probable tokens only; 0: all")
-    generate.add_argument("--top-p", type=float, help="sample from the most probable tokens of this mass; 1: all")
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--chat", action="store_true", help="put the prompt into the repository's chat template")
-    generate.add_argument("--stream", action="store_true", help="print the text while it is made")
-    generate.add_argument(
-        "--cache", nargs="?", const="auto", metavar="FOLDER", help="keep the converted parameters for the next time"
-    )
-    generate.add_argument("--json", action="store_true", help="print JSON")
-
+    add_generate_command(commands)
+    add_chat_command(commands)
     add_file_commands(commands)
 
     policy = commands.add_parser("policy", help="templates of policies, and what a policy decides and why")
@@ -85,8 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--shards", type=int, default=1)
     tiny.add_argument("--seed", type=int, default=0)
 
-    demo = add_command(commands, "demo", _demo, "make a tiny FP8 Qwen3, load it with its types kept, generate")
-    demo.add_argument("--max-new-tokens", type=int, default=32)
+    add_demo_command(commands)
     return parser
 
 
@@ -116,33 +102,6 @@ def _plan(options: argparse.Namespace) -> None:
     print(f"bytes: {before} before, in the checkpoint; {after} after, in memory ({share:.0%})")
 
 
-def _generate(options: argparse.Namespace) -> None:
-    tokenizer = bombus.load_tokenizer(options.repo, **repository(options))
-    loaded = bombus.load_model(options.repo, **repository(options), **precision(options), cache=options.cache)
-    if loaded.report.plan.policy:
-        print(f"policy: {loaded.report.plan.policy}", file=sys.stderr)
-    prompt = options.prompt
-    if options.chat:
-        prompt = tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
-    shown = "" if options.chat else prompt
-    settings = {
-        "max_new_tokens": options.max_new_tokens,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "seed": options.seed,
-    }
-    if options.stream and not options.json:
-        pieces = bombus.generate(loaded, tokenizer, prompt, stream=True, **settings)
-        print(shown, end="", flush=True)
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
-        return
-    text = bombus.generate(loaded, tokenizer, prompt, **settings)
-    print(json.dumps({"prompt": prompt, "text": text}) if options.json else shown + text)
-
-
 def _tiny(options: argparse.Namespace) -> None:
     folder = tiny_checkpoint(
         options.architecture,
@@ -156,14 +115,3 @@ def _tiny(options: argparse.Namespace) -> None:
         shards=options.shards,
     )
     print(folder)
-
-
-def _demo(options: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = tiny_checkpoint("qwen3", Path(temporary) / "tiny-qwen3-fp8")
-        loaded = bombus.load_model(folder, preserve_source_types=True)
-        tokenizer = bombus.load_tokenizer(folder)
-        print(loaded.report)
-        prompt = "Bombus "
-        text = bombus.generate(loaded, tokenizer, prompt, max_new_tokens=options.max_new_tokens)
-        print(f"\n{options.max_new_tokens} tokens of this random model, so noise, after {prompt!r}:\n{text!r}")

@@ -1,9 +1,9 @@
-"""The compiled programs of generation: prefill of a bucket of prompt tokens, and a loop of decode steps.
+"""The compiled programs of generation: reading a bucket of prompt tokens, and a loop of decode steps.
 
 Two programs and not one: a stream can stop the loop every few tokens, and both compile at the same time, each on
 a core. What may differ between calls (sampling, stop ids, how far to go) is traced data.
 
-Shapes: B batch, T prompt bucket, N new tokens, V vocabulary.
+Shapes: B batch, T prompt bucket, C chunk of it, N new tokens, L = T + N, V vocabulary, K most probable tokens.
 """
 
 from __future__ import annotations
@@ -17,102 +17,138 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bombus.generation.sampling import Sampling, sample
+from bombus.generation.state import Call, Plan, State, Strategy, append, empty_state
 from bombus.layers import Cache
 from bombus.models import Model, Params
 
-STOP_SLOTS = 32
+
+def read_prompt(
+    model: Model, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array, plan: Plan, *, keep_hidden: bool = False
+) -> tuple[jax.Array, Cache, jax.Array | None]:
+    """The logits after the prompts, (B, V), which are padded on the left, and a cache with room for new tokens.
+
+    With keep_hidden also the last hidden states of all their tokens, (B, T, D).
+    """
+    batch, bucket = tokens_BT.shape
+    room = bucket + plan.new_tokens + plan.strategy.lookback
+    cache = model.init_cache(batch, room, format=plan.cache_format, lookback=plan.strategy.lookback)
+    if plan.chunk == bucket:
+        output = model.apply(params, tokens_BT, mask=mask_BT, cache=cache, last_only=True)
+        assert output.logits is not None
+        assert output.cache is not None
+        return output.logits[:, 0], output.cache, output.hidden_state if keep_hidden else None
+
+    def read(
+        carry: tuple[jax.Array, Cache], chunk: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, Cache], jax.Array | None]:
+        output = model.apply(params, chunk[0], mask=chunk[1], cache=carry[1], last_only=True)
+        assert output.logits is not None
+        assert output.cache is not None
+        return (output.logits[:, 0], output.cache), output.hidden_state if keep_hidden else None
+
+    chunks = [values.reshape(batch, -1, plan.chunk).swapaxes(0, 1) for values in (tokens_BT, mask_BT)]
+    nothing = jnp.zeros((batch, model.spec.vocab_size), jnp.float32)
+    (logits_BV, cache), hidden_CBTD = lax.scan(read, (nothing, cache), tuple(chunks))
+    if hidden_CBTD is not None:
+        return logits_BV, cache, hidden_CBTD.swapaxes(0, 1).reshape(batch, bucket, -1)
+    return logits_BV, cache, None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class State:
-    """Where a generation is: tokens (B, N), of which `count` () are made; done (B,) rows have met a stop id."""
+class NextLogits:
+    """The logits of the next token, (B, V); known () is False when the last token has not been read yet."""
 
-    tokens: jax.Array
-    count: jax.Array
-    done: jax.Array
-    cache: Cache
+    logits: jax.Array
+    known: jax.Array
 
 
-@partial(jax.jit, static_argnames=("model", "new_tokens"))
-def prefill(
-    model: Model,
-    params: Params,
-    tokens_BT: jax.Array,
-    mask_BT: jax.Array,
-    sampling: Sampling,
-    stop: jax.Array,
-    *,
-    new_tokens: int,
+def _begin(
+    model: Model, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array, done_B: jax.Array, call: Call, plan: Plan
 ) -> State:
-    """The state after the first new token, for prompts that are padded on the left. The cache is made here."""
-    batch, bucket = tokens_BT.shape
-    cache = model.init_cache(batch, bucket + new_tokens)
-    output = model.apply(params, tokens_BT, mask=mask_BT, cache=cache, last_only=True)
-    assert output.cache is not None
-    state = State(
-        tokens=jnp.zeros((batch, new_tokens), jnp.int32),
-        count=jnp.zeros((), jnp.int32),
-        done=jnp.zeros((batch,), jnp.bool_),
-        cache=output.cache,
-    )
-    return _append(state, output.logits, sampling, stop)
+    logits_BV, cache, _ = read_prompt(model, params, tokens_BT, mask_BT, plan)
+    state = empty_state(model, tokens_BT, mask_BT, done_B, cache, plan)
+    return replace(state, extra=NextLogits(logits=logits_BV, known=jnp.bool_(True)))
 
 
-@partial(jax.jit, static_argnames="model", donate_argnames="state")
-def decode(model: Model, params: Params, state: State, sampling: Sampling, stop: jax.Array, until: jax.Array) -> State:
-    """The state after `until` new tokens in all, or earlier when every row is done."""
-
-    def step(state: State) -> State:
-        last_B1 = lax.dynamic_slice_in_dim(state.tokens, state.count - 1, 1, axis=1)
+def _advance(model: Model, params: Params, state: State, call: Call, plan: Plan) -> State:
+    def read(state: State) -> State:
+        last_B1 = lax.dynamic_slice_in_dim(state.history.tokens_BL, state.history.length - 1, 1, axis=1)
         output = model.apply(params, last_B1, cache=state.cache, last_only=True)
+        assert output.logits is not None
         assert output.cache is not None
-        return _append(replace(state, cache=output.cache), output.logits, sampling, stop)
+        return replace(state, cache=output.cache, extra=NextLogits(logits=output.logits[:, 0], known=jnp.bool_(True)))
 
-    return lax.while_loop(lambda state: (state.count < until) & ~jnp.all(state.done), step, state)
+    # A loop of at most one step where a condition is meant: XLA:CPU copies the whole cache through a lax.cond
+    # (measured), and with another copy of the sampler in the first program both would take longer to compile.
+    state = lax.while_loop(lambda state: ~state.extra.known, read, state)
+    state = append(state, state.extra.logits, call, plan)
+    return replace(state, extra=replace(state.extra, known=jnp.bool_(False)))
 
 
-def _append(state: State, logits_B1V: jax.Array | None, sampling: Sampling, stop: jax.Array) -> State:
-    assert logits_B1V is not None
-    next_B = sample(logits_B1V[:, 0].astype(jnp.float32), sampling, state.count)
-    return replace(
-        state,
-        tokens=lax.dynamic_update_slice_in_dim(state.tokens, next_B[:, None], state.count, axis=1),
-        count=state.count + 1,
-        done=state.done | jnp.any(next_B[:, None] == stop[None, :], axis=1),
-    )
+NEXT_TOKEN = Strategy(name="next token", begin=_begin, advance=_advance)
+
+
+@partial(jax.jit, static_argnames=("model", "plan"))
+def prefill(
+    model: Model, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array, done_B: jax.Array, call: Call, *, plan: Plan
+) -> State:
+    """The state after the prompts, which are padded on the left. The cache is made here."""
+    return plan.strategy.begin(model, params, tokens_BT, mask_BT, done_B, call, plan)
+
+
+@partial(jax.jit, static_argnames=("model", "plan"), donate_argnames="state")
+def decode(
+    model: Model, params: Params, state: State, done_B: jax.Array, call: Call, until: jax.Array, *, plan: Plan
+) -> State:
+    """The state after at least `until` new tokens in all, or earlier when every row is done.
+
+    done_B: rows that are done for a reason that the programs do not know, a stop string.
+    """
+
+    def unfinished(state: State) -> jax.Array:
+        return (state.history.step < until) & ~jnp.all(state.done)
+
+    def advance(state: State) -> State:
+        return replace(plan.strategy.advance(model, params, state, call, plan), passes=state.passes + 1)
+
+    return lax.while_loop(unfinished, advance, replace(state, done=state.done | done_B))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Programs:
-    """The two programs, compiled for one number of rows, prompt bucket and number of new tokens."""
+    """The two programs, compiled for one number of rows, prompt bucket and plan.
+
+    Call `prefill(params, tokens, mask, done, call)` and `decode(params, state, done, call, until)`.
+    """
 
     prefill: jax.stages.Compiled
     decode: jax.stages.Compiled
 
 
-def compile_programs(
-    model: Model, params: Params, tokens_BT: Any, mask_BT: Any, sampling: Sampling, stop: Any, *, new_tokens: int
-) -> Programs:
-    """The programs for arguments of these shapes; compiled at the first call, kept for the next ones.
+def compile_programs(model: Model, params: Params, batch: int, bucket: int, call: Call, plan: Plan) -> Programs:
+    """The programs for that many rows and prompt tokens; compiled at the first call, kept for the next ones.
 
-    Call `prefill(params, tokens, mask, sampling, stop)` and `decode(params, state, sampling, stop, until)`. Arrays
-    may be given as jax.ShapeDtypeStruct.
+    Arrays may be given as jax.ShapeDtypeStruct.
     """
-    leaves, tree = jax.tree.flatten((params, tokens_BT, mask_BT, sampling, stop))
+    leaves, tree = jax.tree.flatten((params, call))
     arguments = tuple(
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)) for leaf in leaves
     )
-    return _compiled(model, tree, arguments, new_tokens)
+    return _compiled(model, tree, arguments, batch, bucket, plan)
 
 
 @lru_cache(maxsize=32)
-def _compiled(model: Model, tree: Any, arguments: tuple[jax.ShapeDtypeStruct, ...], new_tokens: int) -> Programs:
-    params, tokens, mask, sampling, stop = jax.tree.unflatten(tree, arguments)
-    first = prefill.trace(model, params, tokens, mask, sampling, stop, new_tokens=new_tokens)
+def _compiled(
+    model: Model, tree: Any, arguments: tuple[jax.ShapeDtypeStruct, ...], batch: int, bucket: int, plan: Plan
+) -> Programs:
+    params, call = jax.tree.unflatten(tree, arguments)
+    tokens = jax.ShapeDtypeStruct((batch, bucket), jnp.int32)
+    mask = jax.ShapeDtypeStruct((batch, bucket), jnp.bool_)
+    done = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     until = jax.ShapeDtypeStruct((), jnp.int32)
-    loop = decode.trace(model, params, first.out_info, sampling, stop, until)
+    first = prefill.trace(model, params, tokens, mask, done, call, plan=plan)
+    loop = decode.trace(model, params, first.out_info, done, call, until, plan=plan)
     with ThreadPoolExecutor() as pool:
         compiled = pool.map(lambda program: program.lower().compile(), (first, loop))
         return Programs(**dict(zip(("prefill", "decode"), compiled, strict=True)))

@@ -2,15 +2,17 @@
 
 | step | files |
 |---|---|
-| where files are | repository, hub, hub_problems, folder, json_file |
+| where files are | repository, shipped, hub, hub_problems, folder, json_file |
 | what is in them | checkpoint, safetensors, torch_files (pickles, zip_records, torch_tensors), meta; tensors |
 | how weights are stored there | conventions, layouts, quantization, compressed, qweight |
 | what becomes of them | places, selection, sources, matching, plan, policy, report |
-| doing it | load, read, cache, convert |
+| doing it | load, read, cache, compiled, convert |
 | writing | units, written, write, save, convert_checkpoint |
-| text | tokenizer, tokenizer_model (sentencepiece, tiktoken_file), chat_template, generation_config |
+| text | tokenizer, tokenizer_model (sentencepiece, tiktoken_file), chat_template |
+| how it is made | generation_config, generation_kinds, generation_settings |
 """
 
+from bombus.loader.compiled import use_compilation_cache
 from bombus.loader.convert import dequantize, quantize
 from bombus.loader.convert_checkpoint import convert_checkpoint
 from bombus.loader.generation_config import GenerationConfig, load_generation_config
@@ -34,4 +36,5 @@ __all__ = [
     "policy_template",
     "quantize",
     "save_model",
+    "use_compilation_cache",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -11,7 +11,6 @@ from typing import Any, Unpack
 
 import tokenizers
 from tokenizers import AddedToken
-from tokenizers.decoders import DecodeStream
 
 from bombus.loader.chat_template import MAX_TEMPLATE, render_chat_template
 from bombus.loader.json_file import read_json
@@ -45,6 +44,12 @@ class Tokenizer:
         """One more than the largest token id, without the tokens that were added to the vocabulary."""
         return max(self.backend.get_vocab(with_added_tokens=False).values(), default=-1) + 1
 
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of tokens that `decode` leaves out."""
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(number for number, token in added.items() if token.special)
+
     @property
     def eos_token_id(self) -> int | None:
         """The id of the token that ends a text, if the repository names one."""
@@ -59,14 +64,6 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
         return self.backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
-
-    def stream(self, prompt: Sequence[int], tokens: Iterator[int]) -> Iterator[str]:
-        """The text that follows a prompt, piece by piece; characters that span tokens are never cut."""
-        decoder = DecodeStream(list(prompt), skip_special_tokens=True)
-        for token in tokens:
-            piece = decoder.step(self.backend, token)
-            if piece:
-                yield piece
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
@@ -89,6 +86,17 @@ class Tokenizer:
         # None as in transformers: templates ask whether there are any, not whether the name is defined.
         defaults = {"tools": None, "documents": None}
         return render_chat_template(template, {**defaults, **self.special_tokens, **given, **variables})
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """The token ids of a conversation's prompt, see apply_chat_template.
+
+        Without the tokens that `encode` puts around a text: a template writes those that the model wants by itself.
+        The text of a special token within a message becomes that token, as in transformers.
+        """
+        text = self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **variables)
+        return self.encode(text, add_special_tokens=False)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

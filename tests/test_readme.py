@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import runpy
@@ -97,7 +98,9 @@ def test_the_python_code_runs(tiny: Callable[..., Path], capsys: pytest.CaptureF
     assert "policy rule 'decoder.blocks.*.fnn.*': matches no parameter. The closest are" in output
 
 
-def test_the_command_line_runs(tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_runs(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = [shlex.split(line, comments=True) for line in blocks("bash")[2].splitlines()]
     overrides = tmp_path / "overrides.json"
     overrides.write_text('{"default": "bfp_bf8"}')
@@ -108,6 +111,7 @@ def test_the_command_line_runs(tiny: Callable[..., Path], tmp_path: Path, capsys
         "policy.json": str(tmp_path / "policy.json"),
         "PARAMETER": "decoder.blocks.0.ffn.gate.kernel",
     }
+    monkeypatch.setattr("sys.stdin", io.StringIO("Good morrow!\n"))
     for program, *arguments in lines:
         assert program == "bombus"
         assert cli.main([places.get(argument, argument) for argument in arguments]) == 0, arguments

@@ -159,8 +159,15 @@ def test_generate_prints_the_same_text_plain_streamed_and_as_json(run, bf16, mon
         (str(bf16), True, True, None),
         (str(bf16), False, False, {"*": "bf16"}),
     ]
-    assert found == {"prompt": prompt, "text": bombus.generate(loaded, tokenizer, prompt, max_new_tokens=6)}
-    assert found["text"]
+    assert found.pop("seconds") >= found.pop("time_to_first_token") > 0
+    assert found.pop("tokens_per_second") > 0
+    assert found == {
+        "prompt": prompt,
+        "text": bombus.generate(loaded, tokenizer, prompt, max_new_tokens=6),
+        "finish_reason": "length",
+        "prompt_tokens": 7,
+        "new_tokens": 6,
+    }
     assert plain == streamed == f"{prompt}{found['text']}\n"
 
 
@@ -175,5 +182,5 @@ def test_the_demo_runs_as_a_module_and_shows_fp8_parameters():
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert "f8_e4m3fn[320, 192]" in done.stdout
-    assert "2 tokens of this random model, so noise, after 'Bombus ':" in done.stdout
+    assert "f8_e4m3fn[544, 192]" in done.stdout
+    assert "\n\n2 tokens, the first after " in done.stdout

@@ -63,11 +63,11 @@ def test_a_bad_policy_is_one_error_of_ours(run, fp8, policy, text):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--max-new-tokens", "0"], "max_new_tokens: is out of range (expected at least 1, found 0)"),
-        (["--temperature", "-1"], "temperature: is out of range (expected a number from 0, found -1.0)"),
-        (["--temperature", "nan"], "temperature: is out of range (expected a number from 0, found nan)"),
-        (["--top-p", "2"], "top_p: is out of range (expected a number from 0 to 1, found 2.0)"),
-        (["--top-k", "-1"], "top_k: is out of range (expected an integer from 0, found -1)"),
+        (["--max-new-tokens", "0"], "max_new_tokens: is out of range (expected an integer from 1, found 0)"),
+        (["--temperature", "-1"], "temperature: is out of range (expected a number from 0.0 to 10000.0, found -1.0)"),
+        (["--temperature", "nan"], "temperature: is out of range (expected a number from 0.0 to 10000.0, found nan)"),
+        (["--top-p", "2"], "top_p: is out of range (expected a number from 0.0 to 1.0, found 2.0)"),
+        (["--top-k", "-1"], "top_k: is out of range (expected an integer from 0 to 2147483647, found -1)"),
         (["--max-new-tokens", "513"], "goes past the model's 512 positions"),
         (["--chat"], "chat template: is not in this repository"),
     ],

@@ -181,7 +181,7 @@ def test_generate_keeps_what_it_has_converted(
 ) -> None:
     """In the user's cache, or in a folder; the model is the same from the checkpoint, the first and the second time."""
     # The text is a digest of the parameters: what a model says of them is compiled for seconds, and tested elsewhere.
-    monkeypatch.setattr(bombus, "generate", lambda loaded, *_, **options: digest(loaded.params))
+    monkeypatch.setattr(bombus, "generate", lambda loaded, *_, **options: [digest(loaded.params)])
     call = ("generate", fp8, "--prompt", "Bombus ", "--max-new-tokens", "4")
     text = output(run, *call)
     assert text == f"Bombus {digest(bombus.load_model(fp8).params)}\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,35 +13,9 @@ import pytest
 
 import bombus
 from bombus.cli import main
-from bombus.generation.generate import size_bucket
+from bombus.generation.sizes import batch_bucket, size_bucket
 
 PROMPTS = [[5, 9, 11], [7, 1, 2, 3, 4, 5, 6, 250], [3]]
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Callable[..., Path]) -> bombus.LoadedModel:
-    """A tiny FP8 Qwen3 with its types preserved."""
-    return bombus.load_model(tiny("qwen3"), preserve_source_types=True, policy={"default": {"compute": "f32"}})
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny: Callable[..., Path]) -> bombus.Tokenizer:
-    """Its tokenizer, whose tokens are bytes."""
-    return bombus.load_tokenizer(tiny("qwen3"))
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """Grows by one entry for every program that XLA compiles."""
-    events: list[str] = []
-
-    def listen(event: str, duration: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def tokens(loaded: bombus.LoadedModel, prompts: list[list[int]] = PROMPTS[:1], **options: object) -> list[list[int]]:
@@ -146,31 +120,36 @@ def test_a_stream_is_the_text_in_pieces(loaded: bombus.LoadedModel, tokenizer: b
     assert bombus.generate(loaded, tokenizer, ["Bombus"], max_new_tokens=24, temperature=1.0, seed=[2]) == [text]
 
 
-def test_a_stream_never_cuts_a_character(tokenizer: bombus.Tokenizer) -> None:
-    """Four bytes of an emoji and three of a Chinese character come whole."""
-    ids = tokenizer.encode("a🐝 蜂!")
-    assert len(ids) == 10
-    assert list(tokenizer.stream([], iter(ids))) == ["a", "🐝", " ", "蜂", "!"]
-
-
 @pytest.mark.parametrize(
     ("prompts", "options", "text"),
     [
-        ([[]], {}, "prompt 0: is out of range (expected at least one token, found 'no tokens')"),
-        ([], {}, "prompts: is out of range (expected at least one, found 0)"),
+        ([[]], {}, "prompt 0: has no tokens. Write something, if only a line break, or give token ids"),
+        ([], {}, "prompts: must be lists of token ids (expected at least one, found [])"),
         (
             [[1], [320, 5]],
             {},
-            "prompt 1: is out of range (expected token ids below the vocabulary of 320, found [320])",
+            "prompt 1: goes past the vocabulary of 320 tokens (found [320])",
         ),
-        ([[1]], {"temperature": -1.0}, "temperature: is out of range (expected a number from 0, found -1.0)"),
+        (
+            [[1]],
+            {"temperature": -1.0},
+            "temperature: is out of range (expected a number from 0.0 to 10000.0, found -1.0)",
+        ),
         ([[1]], {"temperature": float("nan")}, "temperature: is out of range"),
-        ([[1]], {"top_p": 2.0}, "top_p: is out of range (expected a number from 0 to 1, found 2.0)"),
-        ([[1]], {"top_k": -1}, "top_k: is out of range (expected an integer from 0, found -1)"),
-        ([[1]], {"max_new_tokens": 0}, "max_new_tokens: is out of range (expected at least 1, found 0)"),
+        ([[1]], {"top_p": 2.0}, "top_p: is out of range (expected a number from 0.0 to 1.0, found 2.0)"),
+        ([[1]], {"top_k": -1}, "top_k: is out of range (expected an integer from 0 to 2147483647, found -1)"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens: is out of range (expected an integer from 1, found 0)"),
         ([[1] * 500], {"max_new_tokens": 20}, "with a prompt of 500 tokens goes past the model's 512 positions"),
-        ([[1]], {"stop_token_ids": [999]}, "stop_token_ids: is out of range (expected token ids below the vocabulary"),
-        ([[1], [2]], {"seed": [1]}, "seed: is out of range (expected one number, or one per row (2), found [1])"),
+        (
+            [[1]],
+            {"stop_token_ids": [999]},
+            "stop_token_ids: is out of range (expected ids below the vocabulary of 320, found (999,))",
+        ),
+        (
+            [[1], [2]],
+            {"seed": [1]},
+            "seed: is out of range (expected a number from 0 to 4294967295, or 2, one per row, found [1])",
+        ),
     ],
 )
 def test_requests_that_cannot_be_met(
@@ -184,12 +163,12 @@ def test_requests_that_cannot_be_met(
 
 def test_all_problems_of_a_request_come_at_once(loaded: bombus.LoadedModel, tokenizer: bombus.Tokenizer) -> None:
     """And fields of generation_config.json that nothing implements are refused, not ignored."""
-    config = bombus.GenerationConfig.from_hf({"do_sample": True, "repetition_penalty": 1.1})
+    config = bombus.GenerationConfig.from_hf({"do_sample": True, "guidance_scale": 1.1})
     with pytest.raises(bombus.GenerationError) as caught:
         bombus.generate_tokens(loaded, [[1]], temperature=-1, top_p=3, generation_config=config)
     assert len(caught.value.problems) == 3
-    assert "asks for repetition_penalty=1.1, which this version does not implement" in str(caught.value)
-    with pytest.raises(bombus.GenerationError, match="stream: takes one prompt"):
+    assert "asks for guidance_scale=1.1, which this version does not implement" in str(caught.value)
+    with pytest.raises(bombus.GenerationError, match="stream: takes one prompt and gives one text"):
         bombus.generate(loaded, tokenizer, ["a", "b"], stream=True)
 
 
@@ -207,3 +186,11 @@ def test_buckets_waste_at_most_a_quarter(size: int) -> None:
     assert size <= bucket <= max(size * 1.25, size + 15)
     assert size_bucket(bucket) == bucket
     assert len({size_bucket(other) for other in range(1, 4097)}) <= 30
+
+
+def test_batches_waste_at_most_a_quarter() -> None:
+    """Up to eight rows as they are, then at most a quarter more."""
+    assert [batch_bucket(rows) for rows in range(1, 13)] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 12, 12]
+    for rows in range(1, 1000):
+        assert rows <= batch_bucket(rows) <= 1.25 * rows
+        assert batch_bucket(batch_bucket(rows)) == batch_bucket(rows)

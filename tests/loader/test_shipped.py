@@ -148,7 +148,7 @@ def test_its_card_says_what_it_is(card: str, kept: bombus.LoadedModel, losses: d
     assert f"| parameters | {sum(leaf.size for leaf in codes):,} |" in card
     assert f"| positions | {kept.spec.max_positions} |" in card
     assert "| steps | 1,400 of 8 x 256 tokens |" in card
-    assert "| tokens seen | 4,096,000 |" in card
+    assert "| tokens seen | 2,867,200 |" in card
     assert re.search(r"^\| time \| \d+ minutes on \d+ CPU cores \|$", card, re.MULTILINE)
     full, *others = losses.values()
     assert len(losses) == 4
@@ -190,7 +190,7 @@ def test_its_loss_on_held_out_text_is_the_card_s(text: str, kept: bombus.LoadedM
     # Windows differ from each other; the mean of all of the text is within a few errors of the mean of these.
     per_window = found.sum(-1) / np.array([len(tokenizer.decode(row.tolist())) for row in counted])
     error = per_window.std(ddof=1) / WINDOWS**0.5
-    assert error < 0.04 * losses[KEPT]
+    assert error < 0.05 * losses[KEPT]
     assert abs(found.sum() / characters - losses[KEPT]) < 3 * error
     assert found.sum() / characters < 1.70
     wide = bombus.load_model(NAME, policy="f32")
