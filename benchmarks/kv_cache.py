@@ -1,6 +1,6 @@
 """What a quantized KV cache saves and costs: memory, accuracy and speed of its formats, with the model that ships.
 
-    python benchmarks/kv_cache.py ../shared/data/texts/tinyshakespeare.txt [--windows 64] [--rounds 5] [--json]
+    python benchmarks/kv_cache.py ../shared/data/texts/tinyshakespeare.txt [--windows 64] [--rounds 3] [--json]
 
 Prints a Markdown table, or JSON. The text is the tenth that the model was not trained on, in windows of 256 tokens that
 are read through a cache of each format; what counts is the second half of each window, as in the model's card. For each
@@ -42,8 +42,8 @@ def main() -> None:
     """Measure, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--windows", type=int, default=0, help="how many of them, spread evenly; default: all")
-    parser.add_argument("--rounds", type=int, default=5, help="of decoding; 0 to leave it out")
+    parser.add_argument("--windows", type=int, default=64, help="how many of them, spread evenly; 0 for all")
+    parser.add_argument("--rounds", type=int, default=3, help="of decoding; 0 to leave it out")
     parser.add_argument("--rows", type=int, default=BATCH, help="that are decoded at a time")
     parser.add_argument("--compute", choices=("bf16", "f32"), default="bf16")
     parser.add_argument("--json", action="store_true")

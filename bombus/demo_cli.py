@@ -1,4 +1,4 @@
-"""`bombus demo`: the model that ships with the package, loaded with its types kept, writes a speech."""
+"""`bombus demo`: the model that ships with the package, loaded with its types kept, writes a scene."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from bombus.loader.shipped import SHIPPED
 
 def add_demo_command(commands: Any) -> None:
     """Add the command to those of the command line."""
-    demo = add_command(commands, "demo", _demo, "load the FP8 model that ships with Bombus, and have it write a speech")
-    demo.add_argument("--prompt", default="ROMEO:\n", help="what the speech follows; default: ROMEO: and a new line")
+    demo = add_command(commands, "demo", _demo, "load the FP8 model that ships with Bombus, and have it write a scene")
+    demo.add_argument("--prompt", default="ROMEO:\n", help="what the scene follows; default: ROMEO: and a new line")
     demo.add_argument("--max-new-tokens", type=int, help="at most this many new tokens; default: the model's own")
-    demo.add_argument("--seed", type=int, default=0, help="another seed, another speech")
+    demo.add_argument("--seed", type=int, default=0, help="another seed, another scene")
 
 
 def _demo(options: argparse.Namespace) -> None:
     name = next(iter(SHIPPED))
+    bombus.use_compilation_cache()
     loaded = bombus.load_model(name, preserve_source_types=True)
     tokenizer = bombus.load_tokenizer(name)
     print(loaded.report, end="\n\n")
-    given = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
-    pieces = bombus.generate(loaded, tokenizer, options.prompt, stream=True, seed=options.seed, **given)
+    # A scene, where the model's own settings end with the first speech.
+    pieces = bombus.generate(
+        loaded,
+        tokenizer,
+        options.prompt,
+        stream=True,
+        seed=options.seed,
+        stop_strings=(),
+        max_new_tokens=options.max_new_tokens,
+    )
     print(options.prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)

@@ -21,7 +21,8 @@ def warmup(
     """Compile what prompts of these lengths need, in batches of these sizes: (rows, tokens) compiled for -> seconds.
 
     The options are those of generate_tokens; what is compiled into a program has to be the same in later calls:
-    max_new_tokens (up to its bucket), cache_format, processors, prefill_chunk. Nothing is generated.
+    max_new_tokens (to its bucket: fewer take a program of their own), cache_format, processors, prefill_chunk.
+    Nothing is generated.
     """
     seconds: dict[tuple[int, int], float] = {}
     for rows in [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes:

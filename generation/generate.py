@@ -7,10 +7,11 @@ from contextlib import suppress
 from typing import Any, Literal, Unpack, overload
 
 from bombus.generation.engine import Run
+from bombus.generation.prompts import integers, listed
 from bombus.generation.request import Options, Request, make_request
 from bombus.generation.result import Generated
 from bombus.generation.text import TextDecoder
-from bombus.loader import LoadedModel, Tokenizer
+from bombus.loader import GenerationConfig, LoadedModel, Tokenizer
 from bombus.loader.tokenizer import check_vocabulary
 from bombus.policies.errors import GenerationError, Problem
 
@@ -101,12 +102,12 @@ def generate(
     finish_reason and timings. With num_return_sequences above 1 there are as many texts for each prompt, in a list.
     The other options are those of generate_tokens. Raises GenerationError for a request that cannot be met.
     """
-    single = isinstance(prompt, str) or bool(prompt and isinstance(prompt[0], int))
-    prompts: list[Any] = [prompt] if single else list(prompt)
+    single = isinstance(prompt, str) or integers(prompt) is not None
+    prompts: list[Any] = [prompt] if single else listed(prompt) or []
     check_vocabulary(tokenizer, loaded.spec.vocab_size)
-    ids = [tokenizer.encode(text) if isinstance(text, str) else list(text) for text in prompts]
+    ids = [tokenizer.encode(text) if isinstance(text, str) else text for text in prompts]
     config = options.get("generation_config") or loaded.generation_config
-    if not config.eos_token_ids and tokenizer.eos_token_id is not None:
+    if isinstance(config, GenerationConfig) and not config.eos_token_ids and tokenizer.eos_token_id is not None:
         options.setdefault("stop_token_ids", (tokenizer.eos_token_id,))
     request = make_request(loaded, ids, options, has_text=True)
     if stream and request.plan.strategy.beams > 1:

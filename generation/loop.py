@@ -148,7 +148,8 @@ def _compiled(
     done = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     until = jax.ShapeDtypeStruct((), jnp.int32)
     first = prefill.trace(model, params, tokens, mask, done, call, plan=plan)
-    loop = decode.trace(model, params, first.out_info, done, call, until, plan=plan)
     with ThreadPoolExecutor() as pool:
-        compiled = pool.map(lambda program: program.lower().compile(), (first, loop))
-        return Programs(**dict(zip(("prefill", "decode"), compiled, strict=True)))
+        # The first compiles while the second is traced.
+        compiled = pool.submit(lambda: first.lower().compile())
+        loop = decode.trace(model, params, first.out_info, done, call, until, plan=plan).lower().compile()
+        return Programs(prefill=compiled.result(), decode=loop)

@@ -15,7 +15,7 @@ def token_rows(prompts: Any, vocab_size: int, bos: int | None) -> tuple[list[lis
     """The token ids of every prompt as Python's own integers, and what is wrong with them."""
     rows: list[list[int]] = []
     problems: list[Problem] = []
-    given = _listed(prompts)
+    given = listed(prompts)
     if not given:
         problem = Problem(
             subject="prompts",
@@ -25,7 +25,7 @@ def token_rows(prompts: Any, vocab_size: int, bos: int | None) -> tuple[list[lis
         )
         return rows, [problem]
     for row, prompt in enumerate(given):
-        tokens = _integers(prompt)
+        tokens = integers(prompt)
         outside = [token for token in tokens or () if not 0 <= token < vocab_size]
         message: str = ""
         found: str | None = None
@@ -45,17 +45,17 @@ def token_rows(prompts: Any, vocab_size: int, bos: int | None) -> tuple[list[lis
 
 def row_seeds(seed: Any, rows: int) -> list[int] | None:
     """A seed for every row; None when there are too few, or other things than seeds."""
-    one = _integers([seed])
-    seeds = one or _integers(seed)
+    one = integers([seed])
+    seeds = one or integers(seed)
     if seeds is None or not all(0 <= number < SEEDS for number in seeds):
         return None
     seeds = [(number + row) % SEEDS for number in one for row in range(rows)] if one else seeds
     return seeds if len(seeds) == rows else None
 
 
-def _integers(values: Any) -> list[int] | None:
+def integers(values: Any) -> list[int] | None:
     """As Python's own; None for what is not a list of integers."""
-    found = _listed(values)
+    found = listed(values)
     if found is None or any(isinstance(value, bool) for value in found):
         return None
     try:
@@ -64,7 +64,7 @@ def _integers(values: Any) -> list[int] | None:
         return None
 
 
-def _listed(values: Any) -> list[Any] | None:
+def listed(values: Any) -> list[Any] | None:
     """The elements; None for a text and for what has none."""
     if isinstance(values, str | bytes | Mapping):
         return None

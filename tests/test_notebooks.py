@@ -19,6 +19,7 @@ import bombus
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOK = NOTEBOOKS / "load_qwen3_fp8.ipynb"
 MIXED = NOTEBOOKS / "mixed_precision.ipynb"
+GENERATION = NOTEBOOKS / "generation.ipynb"
 SCRIPT = NOTEBOOKS / "jit_inference.py"
 
 
@@ -151,3 +152,26 @@ def array_bytes(loaded: bombus.LoadedModel) -> int:
 
 def number(text: str) -> int:
     return int(text.replace(",", ""))
+
+
+@pytest.mark.usefixtures("environment")
+def test_the_notebook_of_generation_runs(kernel: str, tmp_path: Path) -> None:
+    shown = execute(kernel, tmp_path, path=GENERATION)
+    assert re.fullmatch(r"\{\(1, 16\): [\d.]+, \(4, 16\): [\d.]+\}", shown["warmup"])
+    assert len(set(shown["samples"].splitlines())) == 4
+    assert shown["batch"].endswith("the second one alone is the same: True\n")
+    assert re.search(r"\|\n(stop|length) at .* after \d+ tokens\n", shown["stream"])
+    assert shown["logprobs"].count("   ") >= 8
+    assert shown["chat"].startswith("First Citizen:\nWhat news, my lord?\n\nKING RICHARD II:\n")
+    assert len(shown["processor"]) > 100
+    assert "e" not in shown["processor"].lower()
+    plain, quick = map(int, re.findall(r"in (\d+) passes", shown["lookup"]))
+    assert quick < plain == 64
+    assert "int8 per token with zero points  int4 per token with zero points" in shown["report"]
+    rows = re.findall(r"^(\S.*?)  +([\d,]+) +([\d.e+-]+) +[\d.]+%$", shown["compare"], re.MULTILINE)
+    sizes = {name: number(size) for name, size, _ in rows}
+    nats = {name: float(value) for name, _, value in rows}
+    assert sizes["full"] > sizes["int8"] > sizes["keys int8, values int4"] > sizes["int4"]
+    assert 0 == nats["full"] < nats["int8"] < nats["keys int8, values int4"] < nats["int4"] < 0.1
+    assert shown["figure"].startswith("<Figure")
+    assert shown["output"].count("tokens are the same") == 4

@@ -253,14 +253,14 @@ def test_what_an_answer_is_asked_with(
     loaded: Any = SimpleNamespace(
         generation_config=SimpleNamespace(max_new_tokens=of_file), spec=SimpleNamespace(max_positions=1000)
     )
-    tokenizer: Any = SimpleNamespace(encode_chat=lambda messages, thinking: list(messages) * 3)
+    tokenizer: Any = SimpleNamespace(encode_chat=lambda messages, thinking: [*messages, 0, 0])
     ask = make_ask(loaded, tokenizer, {**given, "seed": 5}, {"thinking": False})
     message = {"role": "user", "content": "a"}
     ask([message], 2)
     (options,) = calls
     assert options.pop("template_variables") == {"thinking": False}
     assert options == {**given, "stream": True, "max_new_tokens": most, "seed": 7}
-    ask([message] * 333, 0)
+    ask([message] * 997, 0)
     assert calls[1]["max_new_tokens"] == 1
-    with pytest.raises(bombus.GenerationError, match=r"positions \(expected below 1000 tokens, found 1002\)\. Start"):
-        ask([message] * 334, 0)
+    with pytest.raises(bombus.GenerationError, match=r"positions \(expected below 1000 tokens, found 1000\)\. Start"):
+        ask([message] * 998, 0)

@@ -34,7 +34,9 @@ def test_the_demo_writes_what_generate_does(run: Run, monkeypatch: pytest.Monkey
         re.DOTALL,
     )
     assert found is not None, first
-    details = bombus.generate(loaded, tokenizer, prompt, max_new_tokens=12, seed=0, return_details=True)
+    details = bombus.generate(
+        loaded, tokenizer, prompt, max_new_tokens=12, seed=0, stop_strings=(), return_details=True
+    )
     assert (found[1], int(found[2])) == (details.text, len(details.tokens))
     prompt = "JULIET:\n"
     second = output(run, "demo", "--prompt", prompt, "--max-new-tokens", "12", "--seed", "5")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,6 +15,11 @@ import numpy as np
 import pytest
 
 import bombus
+from bombus.generation.beam import Beams, _extend, beam_search
+from bombus.generation.loop import NextLogits
+from bombus.generation.sampling import make_sampling
+from bombus.generation.state import Call, Plan, empty_state
+from bombus.generation.strategies import strategy_numbers
 
 PROMPTS = [[5, 9, 11], [7, 1, 2, 3, 4, 5, 6, 250]]
 BEAMS, SLOTS = 3, 24
@@ -140,6 +147,37 @@ def test_texts_and_scores_of_every_way_to_end(
     # Else the test would say less than it seems to.
     assert reasons == {True, False}
     assert len(different) >= 4
+
+
+def test_when_a_prompt_is_done() -> None:
+    """Each early_stopping by its rule, where all places are taken and what goes on has a worse sum for its length."""
+    plan = Plan(new_tokens=4, chunk=1, strategy=beam_search(2))
+    model: Any = SimpleNamespace(spec=SimpleNamespace(vocab_size=4))
+    cache: Any = SimpleNamespace(take_rows=lambda rows_X: None)
+    state = empty_state(model, jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1), bool), jnp.zeros(1, bool), cache, plan)
+
+    @jax.jit
+    def run(call: Call, score: jax.Array) -> jax.Array:
+        beams = Beams(
+            next=NextLogits(logits=jnp.zeros((2, 4)), known=jnp.asarray(True)),
+            sums_BM=jnp.asarray([[-2.0, -3.0]]),  # log(4) less with the next token: -3.39
+            tokens_BMN=jnp.zeros((1, 2, 4), jnp.int32),
+            lengths_BM=jnp.ones((1, 2), jnp.int32),
+            scores_BM=jnp.stack([jnp.float32(-0.1), score])[None],
+        )
+        return _extend(replace(state, extra=beams), call, plan).done[0]
+
+    def is_done(early_stopping: bool | str, length_penalty: float, score: float) -> bool:
+        config = bombus.GenerationConfig(num_beams=2, length_penalty=length_penalty, early_stopping=early_stopping)
+        sampling = make_sampling(config, batch=2, vocab_size=4, steps=4, max_new_tokens=4, stop_ids=(), seeds=(0, 0))
+        call = Call(sampling=sampling, wants_logprobs=jnp.asarray(False), numbers=strategy_numbers(config, (4,)))
+        return bool(run(call, jnp.float32(score)))
+
+    # -3.39 at a length of 1 now, -0.85 at 4, the limit.
+    for score, expected in ((-0.5, (True, True, True)), (-2.0, (True, True, False)), (-5.0, (False, True, False))):
+        assert tuple(is_done(early, 1.0, score) for early in (False, True, "never")) == expected
+    # Where length makes nothing better, "never" is as False.
+    assert [is_done("never", penalty, -5.0) for penalty in (0.0, -1.0)] == [False, False]
 
 
 def test_processors_change_log_probabilities(

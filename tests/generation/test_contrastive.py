@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bombus
+from bombus.generation.contrastive import Context, contrastive_search
 from bombus.generation.request import make_request
+from bombus.generation.sampling import make_sampling
+from bombus.generation.state import Call, Plan, empty_state
 
 PROMPTS = [list(range(3, 24)), [7, 1, 2, 3, 4, 5, 6, 250]]
 CANDIDATES, NEW_TOKENS, SLOTS = 4, 14, 48
@@ -80,6 +86,29 @@ def test_tokens_are_those_of_the_formula(
     assert [found, *others] == expected
     # The test says nothing where alpha does not matter.
     assert expected[0] != expected[1] != expected[2]
+
+
+def test_padding_is_nothing_to_be_unlike() -> None:
+    """A token whose state is that of padding, or of a free slot, is new; the other one's is that of the prompt."""
+    plan = Plan(new_tokens=1, chunk=2, strategy=contrastive_search(2))
+    states_VD = jnp.asarray([[1.0, 0.0], [-1.0, 0.1]])
+
+    def apply(params: Any, tokens: jax.Array, **_: Any) -> Any:
+        return SimpleNamespace(hidden_state=states_VD[tokens], logits=jnp.zeros((2, 1, 2)), cache=cache)
+
+    model: Any = SimpleNamespace(spec=SimpleNamespace(vocab_size=2), apply=apply)
+    cache: Any = SimpleNamespace(take_rows=lambda rows: cache)
+    config = bombus.GenerationConfig(penalty_alpha=0.5, top_k=2)
+    sampling = make_sampling(config, batch=1, vocab_size=2, steps=1, max_new_tokens=1, stop_ids=(), seeds=(0,))
+    call = Call(sampling=sampling, wants_logprobs=jnp.asarray(False), numbers={"alpha": jnp.float32(0.5)})
+    state = empty_state(model, jnp.asarray([[0, 1]]), jnp.asarray([[False, True]]), jnp.zeros(1, bool), cache, plan)
+    slots_LD = jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])  # padding, the prompt, the free slot
+    # The prompt's token is the more probable one.
+    context = Context(directions_BLD=slots_LD[None], logits_BV=jnp.asarray([[0.0, 0.5]]))
+    tokens_BL = jax.jit(
+        lambda call: plan.strategy.advance(model, {}, replace(state, extra=context), call, plan).history.tokens_BL
+    )(call)
+    assert tokens_BL.tolist() == [[0, 1, 0]]
 
 
 def test_what_is_forbidden_is_no_candidate(

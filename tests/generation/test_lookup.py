@@ -141,6 +141,10 @@ def test_passes_are_saved_and_the_batch_takes_those_of_its_slowest_row(
         assert {timings.decode_tokens for timings in looked_up} == {59}
         passes.append(looked_up[0].passes)
     assert max(passes[:2]) <= passes[2] < 45
+    # With drafts that are always right: a token before any, and then seven in a pass.
+    _, ones = both([[5] * 20] * 2, suppress_tokens=tuple(token for token in range(320) if token != 5))
+    assert ones[0].tokens == [5] * 60
+    assert ones[0].timings.passes == 1 + 9
 
 
 def test_drafts_longer_than_the_text_do_not_make_it_longer(loaded: bombus.LoadedModel) -> None:

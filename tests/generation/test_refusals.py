@@ -212,12 +212,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(
     ("name", "prompt", "options", "text"),
-    [
-        (name, prompt, options, text)
-        for name in FUNCTIONS
-        for prompt, options, _, text in COMMANDS
-        if name != "chat" or prompt
-    ],
+    [(name, prompt, options, text) for name in FUNCTIONS for prompt, options, _, text in COMMANDS],
 )
 def test_texts_and_conversations(
     loaded: bombus.LoadedModel, tokenizer: bombus.Tokenizer, name: str, prompt: str, options: Any, text: str
@@ -269,6 +264,31 @@ def test_an_eos_outside_the_vocabulary_in_the_file(
     assert str(caught.value) == text
     assert main(["generate", str(copy), "--prompt", "a"]) == 1
     assert capsys.readouterr() == ("", f"bombus: SpecError: {text}\n")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        (None, f"{LISTS} [])"),
+        (5, f"{LISTS} [])"),
+        (True, f"{LISTS} [])"),
+        ([], "prompt 0: has no tokens. Write something, if only a line break, or give token ids"),
+        ([1.5], f"prompt 0: {IDS} (found 1.5)"),
+        ([None], f"prompt 0: {IDS} (found None)"),
+        ([True], f"prompt 0: {IDS} (found True)"),
+        (["a", [1.5]], f"prompt 1: {IDS} (found [1.5])"),
+        (np.array([1, 320]), "prompt 0: goes past the vocabulary of 320 tokens (found [320])"),
+    ],
+)
+def test_prompts_that_are_no_texts(
+    loaded: bombus.LoadedModel, tokenizer: bombus.Tokenizer, prompt: Any, text: str
+) -> None:
+    assert refusal(bombus.generate, loaded, tokenizer, prompt) == f"generate: {text}"
+
+
+def test_a_config_of_another_kind(loaded: bombus.LoadedModel, tokenizer: bombus.Tokenizer) -> None:
+    text = refusal(bombus.generate, loaded, tokenizer, "a", generation_config={"top_k": 1})
+    assert text.startswith("generate: generation_config: is out of range (expected a bombus.GenerationConfig, found ")
 
 
 def test_a_stream_is_of_one_text(

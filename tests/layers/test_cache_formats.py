@@ -14,7 +14,7 @@ import bombus
 from bombus.layers import CacheFormat, CacheShape, as_cache_format, empty_cache
 
 SHAPE = CacheShape(num_kv_heads=2, key_dim=6, value_dim=10)
-SCALES = (((1.0, 2.0), (3.0, 4.5)),) * 3
+SCALES = tuple(((1.0 + layer, 2.0), (3.0, 4.5)) for layer in range(3))
 
 
 def _cache(format: Any = None, *, windows: Any = (None, 4, None), shape: CacheShape = SHAPE, lookback: int = 0) -> Any:
@@ -114,6 +114,8 @@ def test_bytes_are_those_of_the_arrays() -> None:
     assert _cache(windows=(None,)).bytes_per_token == 2 * (6 + 10) * 2
     assert _cache("int8", windows=(None,)).bytes_per_token == 2 * (6 + 4 + 4 + 10 + 4 + 4)
     assert _cache({"keys": "int4", "values": "f8_e4m3fn"}, windows=(None,)).bytes_per_token == 2 * (3 + 8 + 10 + 4)
+    whole = _cache({"keys": "int8", "full_layers": [-3, 1, -1]}, windows=(None,) * 3)
+    assert whole.bytes_per_token == 3 * _cache(windows=(None,)).bytes_per_token
     cache = _cache({"keys": "int4", "values": "int8", "full_layers": [-1], "recent": 2}, lookback=1)
     quantized, full, recent = 2 * (3 + 8 + 10 + 8), 2 * 2 * 16, 2 * 2 * 16 * 3
     expected = 3 * (12 * quantized + recent + 5 * quantized + recent + 12 * full)
@@ -164,7 +166,7 @@ def test_rows_are_taken_with_all_their_parts() -> None:
         dtype=jnp.dtype(jnp.float32),
         format=CacheFormat(keys="int8", scales="head", head_scales=SCALES),
     ).take_rows(jnp.asarray([1, 0, 1]))
-    np.testing.assert_allclose(fixed.layers[2].keys.scale, np.tile([1, 2], 3) / 127, rtol=1e-6)
+    np.testing.assert_allclose(fixed.layers[2].keys.scale, np.tile([3, 2], 3) / 127, rtol=1e-6)
 
 
 def test_rewinding_needs_lookback_where_a_layer_is_a_ring() -> None:
@@ -189,6 +191,9 @@ def test_rewinding_needs_lookback_where_a_layer_is_a_ring() -> None:
         "cache: cannot be rewound so far: some layers hold the last slots only (expected at most 2 slots, found 3). "
         "Make the cache with a larger lookback"
     )
+    near = CacheFormat(keys="int8", recent=2)  # a ring too
+    with pytest.raises(bombus.GenerationError, match="at most 1 slots, found 2"):
+        empty_cache([None], 2, 9, shape=SHAPE, dtype=jnp.dtype(jnp.float32), format=near, lookback=1).rewound(2)
     whole = empty_cache([None], 2, 9, shape=SHAPE, dtype=jnp.dtype(jnp.float32))
     assert int(whole.rewound(0).length) == 0
     assert int(type(whole)(**{**vars(whole), "length": jnp.int32(8)}).rewound(5).length) == 3

@@ -26,7 +26,6 @@ PAD = 0
 TEXTS = ("Once upon a time, there was a little", "Tom and his dog")
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"seed": 1}),
-    "qwen3-original": ("qwen3", {"preset": "original", "seed": 2, "tie_word_embeddings": False}),
     "llama": ("llama", {"seed": 3, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
 }
 
