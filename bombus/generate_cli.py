@@ -7,9 +7,12 @@ import json
 import sys
 from typing import Any
 
+import jax
+
 import bombus
 from bombus.arguments import add_command, add_precision, add_repository, add_settings, precision, repository, settings
 from bombus.generation import Generated
+from bombus.layers import as_cache_format
 from bombus.loader.shipped import SHIPPED
 
 
@@ -37,6 +40,13 @@ def load(options: argparse.Namespace) -> tuple[bombus.LoadedModel, bombus.Tokeni
     loaded = bombus.load_model(options.repo, **repository(options), **precision(options), cache=options.cache)
     if loaded.report.plan.policy:
         print(f"policy: {loaded.report.plan.policy}", file=sys.stderr)
+    if "cache_format" in (given := settings(options)):
+        # A format may do less than one thinks: what it takes is said, of as many tokens as the model can hold.
+        length = loaded.spec.max_positions
+        cache = jax.eval_shape(
+            lambda: loaded.model.init_cache(1, length, format=as_cache_format(given["cache_format"]))
+        )
+        print(f"cache: {cache.bytes_per_token:,.0f} bytes per token, of {length:,}", file=sys.stderr)
     return loaded, tokenizer
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import SIZES, output
+from command_line import SIZES, error, output
 
 import bombus
 from bombus.cli import main
@@ -169,6 +169,15 @@ def test_generate_prints_the_same_text_plain_streamed_and_as_json(run, bf16, mon
         "new_tokens": 6,
     }
     assert plain == streamed == f"{prompt}{found['text']}\n"
+
+
+def test_generate_says_what_a_quantized_cache_takes(run, bf16):
+    """One block of 2 heads, keys and values of 8 codes each, with a scale and a zero point of four bytes."""
+    call = ("generate", bf16, "--prompt", "a", "--max-new-tokens", "1", "--kv-cache")
+    status, out, said = run(*call, "int8")
+    assert (status, said) == (0, f"cache: {2 * 2 * (8 + 4 + 4)} bytes per token, of 512\n")
+    assert out.startswith("a")
+    assert error(run, *call, "int7").startswith("bombus: PolicyError: cache format: ")
 
 
 def test_the_demo_runs_as_a_module_and_shows_fp8_parameters():
