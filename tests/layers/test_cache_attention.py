@@ -120,6 +120,16 @@ def test_every_query_reads_what_the_cache_says(name: str) -> None:
         assert np.abs(found[REAL] - exact[REAL]).max() > 1e-3
 
 
+def test_layers_of_one_call_get_masks_of_their_own() -> None:
+    """By window, by what is left out, and by the size of their ring; the query is of slot 4."""
+    positions, keys = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 6), jnp.bool_)
+    context = AttentionContext(positions_BT=positions, keys_BS=keys, length=jnp.int32(4))
+    masks = [context.mask(), context.mask(skip=2), context.mask(3), context.mask(3, skip=1)]
+    masks += [context.mask(3, place="after", size=size) for size in (3, 4)]
+    found = [np.flatnonzero(mask[0, 0]).tolist() for mask in masks]
+    assert found == [[0, 1, 2, 3, 4], [0, 1, 2], [2, 3, 4], [2, 3], [0, 1, 2], [0, 2, 3]]
+
+
 def test_parts_of_a_quantized_cache() -> None:
     """Codes of the format, scales of each slot or head, zero points of integers, a recent part in full precision."""
     layer = _empty(CASES["quantized ring with recent"]).layers[0]
