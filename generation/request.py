@@ -196,7 +196,6 @@ def make_request(
 def _limits(config: GenerationConfig, rows: list[list[int]], positions: int, problems: list[Problem]) -> list[int]:
     """The most new tokens of every row: max_new_tokens, else max_length, else what fits up to a default."""
     longest = max(map(len, rows))
-    room = positions - longest
     if config.max_new_tokens is not None:
         limits = [config.max_new_tokens] * len(rows)
     elif config.max_length is not None:
@@ -211,7 +210,7 @@ def _limits(config: GenerationConfig, rows: list[list[int]], positions: int, pro
             )
             problems.append(problem)
     else:
-        limits = [min(_DEFAULT_NEW_TOKENS, max(room, 1))] * len(rows)
+        limits = [min(_DEFAULT_NEW_TOKENS, max(positions - len(prompt), 1)) for prompt in rows]
     past = [
         row for row, (prompt, limit) in enumerate(zip(rows, limits, strict=True)) if len(prompt) + limit > positions
     ]

@@ -52,7 +52,7 @@ def test_how_many_tokens_a_request_may_have(loaded: bombus.LoadedModel) -> None:
 
     assert limits(max_new_tokens=7, max_length=500).limits == [7, 7]
     assert limits(max_length=401).limits == [1, 400]
-    assert limits().limits == [112, 112]
+    assert limits().limits == [112, 128]
     forced = np.asarray(limits(max_new_tokens=7, forced_eos_token_id=3).call.sampling.forced_N)
     assert np.flatnonzero(forced >= 0).tolist() == [6]
     whole = limits(max_new_tokens=7, prefill_chunk=None)
