@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from bombus.arguments import add_command, add_precision, add_repository, add_set
 from bombus.generation import Generated
 from bombus.layers import as_cache_format
 from bombus.loader.shipped import SHIPPED
+from bombus.policies.errors import PolicyError
 
 
 def add_generate_command(commands: Any) -> None:
@@ -43,10 +45,10 @@ def load(options: argparse.Namespace) -> tuple[bombus.LoadedModel, bombus.Tokeni
     if "cache_format" in (given := settings(options)):
         # A format may do less than one thinks: what it takes is said, of as many tokens as the model can hold.
         length = loaded.spec.max_positions
-        cache = jax.eval_shape(
-            lambda: loaded.model.init_cache(1, length, format=as_cache_format(given["cache_format"]))
-        )
-        print(f"cache: {cache.bytes_per_token:,.0f} bytes per token, of {length:,}", file=sys.stderr)
+        with suppress(PolicyError):  # which generate says, with all else that is wrong
+            format = as_cache_format(given["cache_format"])
+            cache = jax.eval_shape(lambda: loaded.model.init_cache(1, length, format=format))
+            print(f"cache: {cache.bytes_per_token:,.0f} bytes per token, of {length:,}", file=sys.stderr)
     return loaded, tokenizer
 
 

@@ -29,10 +29,13 @@ from bombus.testing import tiny_checkpoint
 # tests compute: the marker `once`.
 _TESTS = Path(__file__).resolve().parent
 ONCE = (
-    *("malformed", "policies", "loader/hub", "cli", "models/test_released_configs.py"),
-    *("test_architecture.py", "test_notebooks.py", "test_readme.py"),
+    *("malformed", "policies", "loader/hub", "cli"),
+    *("test_architecture.py", "test_notebooks.py", "test_readme.py", "test_train_shakespeare.py"),
+    *(f"generation/test_{name}" for name in ("text", "refusals", "request", "engine", "make_sampling", "processors")),
+    *(f"generation/test_{name}" for name in ("beam", "contrastive", "lookup", "kv_formats")),
+    *("models/test_rotary", "models/test_mixture_specs", "models/test_spec", "models/test_released"),
     *(f"loader/test_{name}" for name in ("pickles", "safetensors", "folder", "json_file", "partial_files", "write")),
-    *(f"loader/test_{name}" for name in ("tokenizer", "chat_template", "fuzz", "convention", "quantization_config")),
+    *(f"loader/test_{name}" for name in ("tokenizer", "chat_template", "fuzz", "convention", "quantiz")),
     *(f"loader/test_{name}" for name in ("config_errors", "full_size", "generation", "plan", "policy")),
 )
 

@@ -177,7 +177,7 @@ def test_generate_says_what_a_quantized_cache_takes(run, bf16):
     status, out, said = run(*call, "int8")
     assert (status, said) == (0, f"cache: {2 * 2 * (8 + 4 + 4)} bytes per token, of 512\n")
     assert out.startswith("a")
-    assert error(run, *call, "int7").startswith("bombus: PolicyError: cache format: ")
+    assert error(run, *call, "int7").startswith("bombus: GenerationError: generate: keys and values: int7: ")
 
 
 def test_the_demo_runs_as_a_module_and_shows_fp8_parameters():

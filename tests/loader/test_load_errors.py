@@ -92,9 +92,9 @@ def test_a_path_object_is_never_taken_for_a_hub_id():
 
 
 def test_offline_a_repository_that_is_not_in_the_cache_is_not_asked_for(tmp_path):
-    text = refusal("bombus/absent", HubError, local_files_only=True, cache_dir=tmp_path)
+    text = refusal("somebody/absent", HubError, local_files_only=True, cache_dir=tmp_path)
     assert text == (
-        "bombus/absent: file config.json: is not in the local cache, and the network is switched off. "
+        "somebody/absent: file config.json: is not in the local cache, and the network is switched off. "
         "Unset HF_HUB_OFFLINE and local_files_only, or download the repository first"
     )
 
