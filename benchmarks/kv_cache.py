@@ -78,19 +78,22 @@ def measure(text: str, options: argparse.Namespace) -> list[dict]:
 
 def cache_formats(loaded: bombus.LoadedModel, tokens_BT: np.ndarray) -> Mapping[str, bombus.CacheFormat | None]:
     """The formats by what they are called in the table; scales of heads are calibrated on these tokens."""
-    heads = loaded.model.head_scales(loaded.params, tokens_BT)
     make = bombus.CacheFormat
+
+    def of_heads(name: str) -> bombus.CacheFormat:
+        return bombus.calibrate_cache(loaded.model, loaded.params, tokens_BT, format=name)
+
     return {
         FULL: None,
         "f8_e4m3fn": make(keys="f8_e4m3fn", values="f8_e4m3fn"),
         "int8": make(keys="int8", values="int8"),
         "int8, no zero points": make(keys="int8", values="int8", zero_points=False),
-        "int8, scales of heads": make(keys="int8", values="int8", scales="head", head_scales=heads),
+        "int8, scales of heads": of_heads("int8"),
         "keys int8, values int4": make(keys="int8", values="int4"),
         "keys int4, values int8": make(keys="int4", values="int8"),
         "int4": make(keys="int4", values="int4"),
         "int4, no zero points": make(keys="int4", values="int4", zero_points=False),
-        "int4, scales of heads": make(keys="int4", values="int4", scales="head", head_scales=heads),
+        "int4, scales of heads": of_heads("int4"),
         "int4, the last 64 full": make(keys="int4", values="int4", recent=64),
         "int4, first and last layer full": make(keys="int4", values="int4", full_layers=(0, -1)),
     }

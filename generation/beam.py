@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bombus.generation.loop import NextLogits, read_prompt
+from bombus.generation.loop import NextLogits, read_last, read_prompt
 from bombus.generation.state import Call, Plan, State, Strategy, empty_state, processed
 from bombus.models import Model, Params
 
@@ -69,12 +69,8 @@ def _begin(
 
 def _advance(model: Model, params: Params, state: State, call: Call, plan: Plan) -> State:
     def read(state: State) -> State:
-        last_X1 = lax.dynamic_slice_in_dim(state.history.tokens_BL, state.history.length - 1, 1, axis=1)
-        output = model.apply(params, last_X1, cache=state.cache, last_only=True)
-        assert output.logits is not None
-        assert output.cache is not None
-        following = NextLogits(logits=output.logits[:, 0], known=jnp.asarray(True))
-        return replace(state, cache=output.cache, extra=replace(state.extra, next=following))
+        following, cache = read_last(model, params, state)
+        return replace(state, cache=cache, extra=replace(state.extra, next=following))
 
     # A condition: see _advance of loop.py.
     return _extend(lax.while_loop(lambda state: ~state.extra.next.known, read, state), call, plan)

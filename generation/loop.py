@@ -71,13 +71,19 @@ def _begin(
     return replace(state, extra=NextLogits(logits=logits_BV, known=jnp.bool_(True)))
 
 
+def read_last(model: Model, params: Params, state: State) -> tuple[NextLogits, Cache]:
+    """The logits after the last token of every row, and the cache with it."""
+    last_B1 = lax.dynamic_slice_in_dim(state.history.tokens_BL, state.history.length - 1, 1, axis=1)
+    output = model.apply(params, last_B1, cache=state.cache, last_only=True)
+    assert output.logits is not None
+    assert output.cache is not None
+    return NextLogits(logits=output.logits[:, 0], known=jnp.bool_(True)), output.cache
+
+
 def _advance(model: Model, params: Params, state: State, call: Call, plan: Plan) -> State:
     def read(state: State) -> State:
-        last_B1 = lax.dynamic_slice_in_dim(state.history.tokens_BL, state.history.length - 1, 1, axis=1)
-        output = model.apply(params, last_B1, cache=state.cache, last_only=True)
-        assert output.logits is not None
-        assert output.cache is not None
-        return replace(state, cache=output.cache, extra=NextLogits(logits=output.logits[:, 0], known=jnp.bool_(True)))
+        following, cache = read_last(model, params, state)
+        return replace(state, cache=cache, extra=following)
 
     # A loop of at most one step where a condition is meant: XLA:CPU copies the whole cache through a lax.cond
     # (measured), and with another copy of the sampler in the first program both would take longer to compile.

@@ -7,27 +7,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from bombus.layers import CacheFormat, CacheFormatLike, HeadScales, Stored, as_cache_format
+from bombus.models.model import Model
 from bombus.models.tree import Params
-
-if TYPE_CHECKING:
-    from bombus.models.model import Model
 
 
 def calibrate_cache(
     model: Model, params: Params, tokens_BT: jax.Array, *, mask: jax.Array | None = None, format: CacheFormatLike
 ) -> CacheFormat:
     """The format with a fixed scale for every head, measured on tokens (B, T); mask (B, T) is False at padding."""
-    scales = measured_heads(model, params, tokens_BT, mask)
+    scales = _measured_heads(model, params, tokens_BT, mask)
     return replace(as_cache_format(format), scales="head", head_scales=scales)
 
 
-def measured_heads(model: Model, params: Params, tokens_BT: jax.Array, mask: jax.Array | None = None) -> HeadScales:
+def _measured_heads(model: Model, params: Params, tokens_BT: jax.Array, mask: jax.Array | None) -> HeadScales:
     """For each layer the largest magnitudes of its keys, after rotary, and of its values, by head."""
     tokens = jnp.asarray(tokens_BT)
     real = jnp.ones(tokens.shape, jnp.bool_) if mask is None else jnp.asarray(mask, jnp.bool_)

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bombus.kernels import Weight
-from bombus.layers import Cache, CacheFormatLike, Embedding, HeadScales, as_cache_format, empty_cache
+from bombus.layers import Cache, CacheFormatLike, Embedding, as_cache_format, empty_cache
 from bombus.layers.layer import initial_values, initial_weight
 from bombus.models.abstract import abstract_module, abstract_shapes, dotted, named_layers
-from bombus.models.calibration import measured_heads
 from bombus.models.decoder import Output
 from bombus.models.registry import Architecture, architecture_of
 from bombus.models.spec import DecoderSpec
@@ -137,10 +136,6 @@ class Model:
             format=as_cache_format(format),
             lookback=lookback,
         )
-
-    def head_scales(self, params: Params, tokens_BT: jax.Array, mask: jax.Array | None = None) -> HeadScales:
-        """What a CacheFormat with scales of heads needs: the largest keys and values of each head on these tokens."""
-        return measured_heads(self, params, tokens_BT, mask)
 
     def tensor_names(self) -> dict[str, str | None]:
         """Our path -> the checkpoint's name, for every parameter that a rule can name."""

@@ -5,7 +5,6 @@ Shapes: B rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -92,20 +91,6 @@ def p_value(tokens: np.ndarray, probabilities: np.ndarray) -> float:
     seen = np.append(counts[often], counts[~often].sum())
     wanted = np.append(probabilities[often], probabilities[~often].sum()) * len(tokens)
     return float(stats.chisquare(seen[wanted > 0], wanted[wanted > 0]).pvalue) if (wanted > 0).sum() > 1 else 1.0
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """Grows by one entry for every program that XLA compiles."""
-    events: list[str] = []
-
-    def listen(event: str, duration: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def expected(logits: np.ndarray, case: dict[str, float]) -> np.ndarray:
