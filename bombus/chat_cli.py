@@ -14,6 +14,7 @@ import bombus
 from bombus.arguments import add_command, add_precision, add_repository, add_settings, settings
 from bombus.conversation import Answer, Ask, Conversation, Message
 from bombus.generate_cli import load
+from bombus.generation.request import make_request
 from bombus.loader.shipped import SHIPPED
 from bombus.policies.errors import GenerationError, Problem
 
@@ -45,6 +46,8 @@ def _chat(options: argparse.Namespace) -> None:
     loaded, tokenizer = load(options)
     if tokenizer.chat_template is None:
         tokenizer.apply_chat_template([])  # raises, and says so
+    # What cannot be met is said before a question is typed; how much fits is settled for each answer.
+    make_request(loaded, [[0]], {**given, "max_new_tokens": min(given.get("max_new_tokens", 1), 1)}, has_text=True)
     variables = {} if options.thinking is None else {"enable_thinking": options.thinking}
     conversation = Conversation(make_ask(loaded, tokenizer, given, variables), system=options.system)
     if not sys.stdin.isatty():

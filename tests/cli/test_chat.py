@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from chatting import ALPHABET, HANG, Terminal, talking_checkpoint
+
+from bombus.cli import main
 
 DONE = r"\((stopped; )?(\d+) tokens, [\d.]+ tokens/s(, cut at the limit)?\)\n"
 
@@ -65,6 +68,22 @@ def test_a_conversation_at_a_terminal(endless: Path, cache: Path, tmp_path: Path
     assert len(partial) < 150_000
     assert first[3:] == [{"role": "user", "content": "Count from 1"}, {"role": "assistant", "content": "23456789"}]
     assert [message["content"] for message in second] == ["Hm.", "Now from 7", "89"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--kv-cache", "int5"], "keys and values: int5: is not a cache format. The closest are 'int8', 'int4'"),
+        (["--temperature", "-1"], "temperature: is out of range (expected a number from 0.0 to 10000.0, found -1.0)"),
+        (["--max-new-tokens", "0"], "max_new_tokens: is out of range (expected an integer from 1, found 0)"),
+    ],
+)
+def test_settings_are_refused_before_a_question(
+    options: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["chat", *options]) == 1
+    assert capsys.readouterr().err == f"bombus: GenerationError: generate: {text}\n"
 
 
 def test_lines_from_a_pipe(tmp_path: Path, cache: Path) -> None:
