@@ -49,9 +49,8 @@ def test_a_conversation_at_a_terminal(endless: Path, cache: Path, tmp_path: Path
         terminal.until(r"\(5 messages in .*first.json\)\n> ")
         # At the prompt Ctrl-C drops the line.
         terminal.type("not sent")
-        terminal.until("not sent")  # it is read: Ctrl-C before that would wait for another key
-        terminal.type("\x03")
-        terminal.until(r"\(/exit or Ctrl-D quits\)\n> ")
+        terminal.until("not sent")
+        terminal.press("\x03", until=r"\(/exit or Ctrl-D quits\)\n> ")
         terminal.type("/reset\n")
         terminal.until(r"\(a new conversation\)\n> ")
         terminal.type(f"Now from 7\n/save {tmp_path / 'second.json'}\n")

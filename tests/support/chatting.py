@@ -27,7 +27,7 @@ TEMPLATE = (
     "{% if enable_thinking is defined and not enable_thinking %}5{% else %}{{ messages[-1].content[-1] }}{% endif %}"
 )
 ALPHABET = ascii_lowercase
-HANG = 300  # seconds without a word, after which a test gives up
+HANG = 180  # seconds without a word, after which a test gives up
 _END = 256
 # Makes its terminal the one that Ctrl-C comes from, as a shell does, and runs the command.
 _START = """
@@ -99,6 +99,17 @@ class Terminal:
     def type(self, text: str) -> None:
         """Press the keys of a text; "\\x03" is Ctrl-C, "\\x04" Ctrl-D."""
         os.write(self._master, text.encode())
+
+    def press(self, key: str, *, until: str) -> str:
+        """Press a key until something awaited is on the screen: Python notes a Ctrl-C that comes between two waits of
+        readline for keys, and goes on to wait for the next one."""
+        self.type(key)
+        while re.search(until, self._unread) is None:
+            if select.select([self._master], [], [], 5)[0]:
+                self._unread += self._read()
+            else:
+                self.type(key)
+        return self.until(until)
 
     def until(self, pattern: str) -> str:
         """What came on the screen, up to a match of the pattern and with it."""
