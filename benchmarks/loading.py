@@ -22,8 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from contenders import memory, peak_memory, reset_peak_memory
 from qwen3_0_6b import make_checkpoint
+
+from bombus.evaluation.machine import memory, peak_memory, reset_peak_memory
 
 FP8, BF16 = "f8_e4m3fn", "bf16"
 WEIGHTS = "model.safetensors"

@@ -24,10 +24,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from contenders import peak_memory, reset_peak_memory
 from qwen3_0_6b import SHAPE
 
 import bombus
+from bombus.evaluation.machine import peak_memory, reset_peak_memory
 from bombus.testing import tiny_checkpoint
 
 DATA = Path(os.environ.get("BOMBUS_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

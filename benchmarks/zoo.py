@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qwen3_0_6b import run
+from qwen3_0_6b import TRANSFORMERS, run
 
 FULL_SIZE = Path(__file__).resolve().parents[1] / "tests" / "support" / "full_size.py"
 # 8 blocks are 0.8 billion parameters, of which a token uses an eighth.
@@ -32,6 +32,8 @@ MIXTURE = {
     "head_dim": 64,
     "max_positions": 4096,
 }
+# llama.cpp is left out: its file is made of dense models only.
+CONTENDERS = ("Bombus, bf16", "Bombus, FP8 kept", TRANSFORMERS)
 
 
 def plans(rounds: int) -> dict[str, Any]:
@@ -73,7 +75,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for experts in (MIXTURE["num_experts"], MIXTURE["num_experts_per_token"]):
             folder = (options.folder or Path(temporary)) / f"{experts}-experts"
-            results[f"{experts} experts"] = run(options, folder, "qwen3_moe", MIXTURE | {"num_experts": experts})
+            results[f"{experts} experts"] = run(
+                options, folder, "qwen3_moe", MIXTURE | {"num_experts": experts}, CONTENDERS
+            )
     print(json.dumps(results, indent=2))
 
 
