@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 import numpy as np
 
 from bombus.generation.beam import Beams
-from bombus.generation.loop import compile_programs
+from bombus.generation.loop import start_programs
 from bombus.generation.request import Request
 from bombus.generation.result import FinishReason, Generated, Timings
 from bombus.generation.state import State
@@ -74,17 +74,20 @@ class Run:
         """What there is to show of every row, after the first token and then after every `chunk` more."""
         request, params = self.request, self.loaded.params
         began = time.perf_counter()
-        programs = compile_programs(self.loaded.model, params, request.rows, request.bucket, request.call, request.plan)
+        programs = start_programs(self.loaded.model, params, request.rows, request.bucket, request.call, request.plan)
         self._compile_seconds = time.perf_counter() - began
         tokens, mask, done = request.padded()
         state = programs.prefill(params, tokens, mask, done, request.call)
+        began = time.perf_counter()
+        decode = programs.decode  # which may take longer than the prompt
+        self._compile_seconds += time.perf_counter() - began
         if request.plan.strategy.beams > 1:
             self._first = self._time(state)
-            yield self._take_beams(programs.decode(params, state, done, request.call, np.int32(request.new_tokens)))
+            yield self._take_beams(decode(params, state, done, request.call, np.int32(request.new_tokens)))
             return
         while not self.finished:
             until = min(self._steps + chunk, request.new_tokens) if self._steps else 1
-            state = programs.decode(params, state, done, request.call, np.int32(until))
+            state = decode(params, state, done, request.call, np.int32(until))
             yield self._take(state)
             done[: len(self.rows)] = [row.finish_reason is not None for row in self.rows]
 

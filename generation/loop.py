@@ -8,7 +8,7 @@ Shapes: B batch, T prompt bucket, C chunk of it, N new tokens, L = T + N, V voca
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bombus.generation.kept import program_key, traced
 from bombus.generation.state import Call, Plan, State, Strategy, append, empty_state
 from bombus.layers import Cache
 from bombus.models import Model, Params
@@ -125,11 +126,17 @@ def decode(
 class Programs:
     """The two programs, compiled for one number of rows, prompt bucket and plan.
 
-    Call `prefill(params, tokens, mask, done, call)` and `decode(params, state, done, call, until)`.
+    Call `prefill(params, tokens, mask, done, call)` and `decode(params, state, done, call, until)`. The second may
+    still be on its way, while the first reads a prompt: who asks for it waits.
     """
 
     prefill: jax.stages.Compiled
-    decode: jax.stages.Compiled
+    loop: Future[jax.stages.Compiled]
+
+    @property
+    def decode(self) -> jax.stages.Compiled:
+        """The loop, when it is there."""
+        return self.loop.result()
 
 
 def compile_programs(model: Model, params: Params, batch: int, bucket: int, call: Call, plan: Plan) -> Programs:
@@ -137,6 +144,13 @@ def compile_programs(model: Model, params: Params, batch: int, bucket: int, call
 
     Arrays may be given as jax.ShapeDtypeStruct.
     """
+    programs = start_programs(model, params, batch, bucket, call, plan)
+    programs.loop.result()
+    return programs
+
+
+def start_programs(model: Model, params: Params, batch: int, bucket: int, call: Call, plan: Plan) -> Programs:
+    """Those of compile_programs as soon as the first is there."""
     leaves, tree = jax.tree.flatten((params, call))
     arguments = tuple(
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)) for leaf in leaves
@@ -153,9 +167,14 @@ def _compiled(
     mask = jax.ShapeDtypeStruct((batch, bucket), jnp.bool_)
     done = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     until = jax.ShapeDtypeStruct((), jnp.int32)
-    first = prefill.trace(model, params, tokens, mask, done, call, plan=plan)
-    with ThreadPoolExecutor() as pool:
-        # The first compiles while the second is traced.
-        compiled = pool.submit(lambda: first.lower().compile())
-        loop = decode.trace(model, params, first.out_info, done, call, until, plan=plan).lower().compile()
-        return Programs(prefill=compiled.result(), decode=loop)
+    key = program_key(model, plan, (params, call, tokens))
+    pool = ThreadPoolExecutor()
+    # The first compiles while the second is traced, and the second while the first runs.
+    first = traced(key, "prefill", partial(prefill, model, plan=plan), (params, tokens, mask, done, call))
+    compiled = pool.submit(lambda: first.lower().compile())
+    # The state is given away.
+    again = (params, first.out_info, done, call, until)
+    second = traced(key, "decode", partial(decode, model, plan=plan), again, donated=(1,))
+    loop = pool.submit(lambda: second.lower().compile())
+    pool.shutdown(wait=False)
+    return Programs(prefill=compiled.result(), loop=loop)

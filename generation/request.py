@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from bombus.generation.processors import LogitsProcessor, as_processor
@@ -183,8 +183,9 @@ def make_request(
         config=config,
         call=Call(
             sampling=sampling,
-            wants_logprobs=jnp.asarray(bool(logprobs or top)),
-            numbers=strategy_numbers(config, limits + [1] * (batch - len(rows))),
+            # Not by jnp.asarray, which would compile something for it.
+            wants_logprobs=jax.device_put(np.bool_(logprobs or top)),
+            numbers=jax.device_put(strategy_numbers(config, limits + [1] * (batch - len(rows)))),
         ),
         plan=Plan(new_tokens=room, chunk=chunk, strategy=strategy, cache_format=cache_format, processors=processors),
         rows=batch,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,10 +99,12 @@ def make_sampling(
     stop = np.full(_bucket(len(stop_ids), _STOP_SLOTS), -1, np.int32)
     stop[: len(stop_ids)] = stop_ids
 
-    def per_row(value: float, dtype: type[np.generic]) -> jax.Array:
-        return jnp.asarray(np.full(batch, value, dtype))
+    def per_row(value: float, dtype: type[np.generic]) -> Any:
+        return np.full(batch, value, dtype)
 
-    return Sampling(
+    # Of NumPy's arrays, to be put in place at once: each jnp.asarray would compile a copy of its own.
+    of_numpy: Any = Sampling
+    sampling: Sampling = of_numpy(
         temperature=per_row(config.temperature if config.do_sample else 0, np.float32),
         top_k=per_row(config.top_k, np.int32),
         top_p=per_row(config.top_p, np.float32),
@@ -115,17 +118,16 @@ def make_sampling(
         no_repeat_ngram=per_row(config.no_repeat_ngram_size, np.int32),
         min_new_tokens=per_row(config.min_new_tokens, np.int32),
         min_length=per_row(config.min_length, np.int32),
-        seed=jnp.asarray(np.array([seed % 2**32 for seed in seeds], np.uint32)),
-        bias_V=jnp.asarray(bias_V),
-        first_bias_V=jnp.asarray(first_bias_V),
-        forced_N=jnp.asarray(forced_N),
-        forced_bos=jnp.asarray(
-            np.int32(-1 if config.forced_bos_token_id is None else config.forced_bos_token_id), jnp.int32
-        ),
-        sequences_WM=jnp.asarray(sequences_WM),
-        sequence_bias_W=jnp.asarray(sequence_bias_W),
-        stop=jnp.asarray(stop),
+        seed=np.array([seed % 2**32 for seed in seeds], np.uint32),
+        bias_V=bias_V,
+        first_bias_V=first_bias_V,
+        forced_N=forced_N,
+        forced_bos=np.int32(-1 if config.forced_bos_token_id is None else config.forced_bos_token_id),
+        sequences_WM=sequences_WM,
+        sequence_bias_W=sequence_bias_W,
+        stop=stop,
     )
+    return jax.device_put(sampling)
 
 
 def choose(logits_BV: jax.Array, sampling: Sampling, step: jax.Array) -> jax.Array:

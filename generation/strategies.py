@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from bombus.generation.beam import WHEN_FULL, WHEN_NOTHING_BETTER, WHEN_SURE, beam_search
 from bombus.generation.contrastive import contrastive_search
@@ -31,17 +31,17 @@ def choose_strategy(config: GenerationConfig, new_tokens: int) -> Strategy:
     return NEXT_TOKEN
 
 
-def strategy_numbers(config: GenerationConfig, limits: Sequence[int]) -> dict[str, jax.Array]:
+def strategy_numbers(config: GenerationConfig, limits: Sequence[int]) -> dict[str, np.ndarray]:
     """What the strategy takes from Call.numbers. limits: the most new tokens of each row of the program."""
     if config.num_beams > 1:
         return {
-            "length_penalty": jnp.asarray(config.length_penalty, jnp.float32),
-            "early_stopping": jnp.asarray(_EARLY_STOPPING[config.early_stopping], jnp.int32),
-            "limits": jnp.asarray(limits, jnp.int32),
+            "length_penalty": np.asarray(config.length_penalty, np.float32),
+            "early_stopping": np.asarray(_EARLY_STOPPING[config.early_stopping], np.int32),
+            "limits": np.asarray(limits, np.int32),
         }
     if _is_contrastive(config):
-        return {"alpha": jnp.asarray(config.penalty_alpha, jnp.float32)}
-    return {"ngram": jnp.asarray(config.max_matching_ngram_size, jnp.int32)} if config.prompt_lookup_num_tokens else {}
+        return {"alpha": np.asarray(config.penalty_alpha, np.float32)}
+    return {"ngram": np.asarray(config.max_matching_ngram_size, np.int32)} if config.prompt_lookup_num_tokens else {}
 
 
 def strategy_problems(

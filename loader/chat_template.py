@@ -17,7 +17,6 @@ from bombus.loader.template_sandbox import Sandbox
 from bombus.policies.errors import GenerationError, Problem
 
 LIMITS = Limits()
-MAX_TEMPLATE = LIMITS.template
 _REMEDY = "use another template, or pass the prompt as text"
 _NOT_NEEDED: dict[type[nodes.Node], str] = {
     nodes.Block: "block",

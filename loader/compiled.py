@@ -1,22 +1,32 @@
-"""Where compiled programs are kept for the next process."""
+"""Where compiled programs are kept for the next process, and beside them what they were compiled from."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Iterable
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from bombus.loader.cache import cache_folder
 
+_LOWERED = "lowered"
+_MAGIC = b"bombus lowered program 1\n"
+_chosen: list[Path] = []
+
 
 def use_compilation_cache(folder: str | PathLike[str] | None = None) -> Path:
     """Keep compiled programs in a folder, for this process and later ones; the folder.
 
     By default `compiled` beside the cache of converted parameters ($BOMBUS_CACHE, else ~/.cache/bombus), or where JAX
-    keeps them already. It is JAX's persistent compilation cache, switched on for all of this process. What is in it is
-    run as it is: it must be a folder that only you can write.
+    keeps them already. It is JAX's persistent compilation cache, switched on for all of this process; the programs of
+    generation are also kept there as they are before XLA compiles them, so that the next process does not trace them.
+    What is in the folder is run as it is: it must be one that only you can write.
     """
     known = jax.config.values["jax_compilation_cache_dir"]
     chosen = Path(folder or known or cache_folder() / "compiled").expanduser()
@@ -26,4 +36,57 @@ def use_compilation_cache(folder: str | PathLike[str] | None = None) -> Path:
     # Also what compiles fast: a start is made of many small programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    _chosen[:] = [chosen]
     return chosen
+
+
+def lowered_folder() -> Path | None:
+    """Where programs are kept before they are compiled; None where use_compilation_cache is not in force."""
+    values = jax.config.values
+    in_force = values["jax_enable_compilation_cache"] and [values["jax_compilation_cache_dir"]] == [*map(str, _chosen)]
+    return _chosen[0] / _LOWERED if in_force else None
+
+
+def read_lowered(key: str) -> bytes | None:
+    """What was kept under a key; None where nothing was, or something else than what was written is there."""
+    folder = lowered_folder()
+    contents = b""
+    if folder is not None:
+        with suppress(OSError):
+            contents = (folder / key).read_bytes()
+    lowered = contents[len(_MAGIC) + hashlib.sha256().digest_size :]
+    return lowered if lowered and contents == _sealed(key, lowered) else None
+
+
+def keep_lowered(key: str, lowered: bytes) -> None:
+    """Keep a program under a key, whole or not at all. Where nothing can be written, nothing is kept."""
+    folder = lowered_folder()
+    if folder is None:
+        return
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
+            try:
+                file.write(_sealed(key, lowered))
+                file.close()
+                os.replace(file.name, folder / key)
+            except OSError:
+                os.unlink(file.name)
+
+
+def source_digest(folders: Iterable[str]) -> str:
+    """A digest of the Python files and libraries in these folders.
+
+    Of their contents, not their times: packages are also installed with the times of 1980.
+    """
+    digest = hashlib.sha256()
+    for folder in map(Path, folders):
+        for path in sorted(path for path in folder.iterdir() if path.suffix in (".py", ".so", ".pyd")):
+            digest.update(f"{folder.name}/{path.name}:{path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sealed(key: str, lowered: bytes) -> bytes:
+    """A file's contents: the digest is also of the key, for a file that was given another's name."""
+    return _MAGIC + hashlib.sha256(key.encode() + b"\n" + lowered).digest() + lowered

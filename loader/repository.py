@@ -8,15 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from tqdm.auto import tqdm
 
 from bombus.loader.folder import find_file, is_inside
-from bombus.loader.hub import HubFiles, check_id
 from bombus.loader.hub_problems import not_cached
 from bombus.loader.shipped import shipped_folder
 from bombus.policies.errors import CheckpointError, HubError, Problem
+
+if TYPE_CHECKING:
+    from bombus.loader.hub import HubFiles
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -67,6 +69,9 @@ class Repository:
 
     @cached_property
     def _hub(self) -> HubFiles:
+        # Here and not above: a client of HTTP takes a while to import, and folders need none.
+        from bombus.loader.hub import HubFiles, check_id
+
         check_id(self.name)
         return HubFiles(
             name=self.name,

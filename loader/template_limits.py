@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from jinja2.runtime import Macro
-
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -193,6 +191,9 @@ class Budget:
         elif isinstance(value, (list, tuple, *_VIEWS)):
             items = value
         else:
+            # Here and not above: Jinja takes a while to import, and who reads a tokenizer wants the limits alone.
+            from jinja2.runtime import Macro
+
             return _OF_OTHERS + (len(value.name or "") if isinstance(value, Macro) else 0), 0
         size, nesting, count = 2, 0, 0
         for item in items:

@@ -12,12 +12,14 @@ from typing import Any, Unpack
 import tokenizers
 from tokenizers import AddedToken
 
-from bombus.loader.chat_template import MAX_TEMPLATE, render_chat_template
 from bombus.loader.json_file import read_json
 from bombus.loader.repository import HubOptions, Repository, open_repository
+from bombus.loader.template_limits import Limits
 from bombus.loader.tiktoken_file import INSTEAD
 from bombus.loader.tokenizer_model import read_tokenizer_model
 from bombus.policies.errors import CheckpointError, GenerationError, HubError, Problem
+
+_MAX_TEMPLATE = Limits.template
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Tokenizer:
         Other keyword arguments (`tools`, Qwen3's `enable_thinking`) reach the template. It runs in a sandbox, see
         render_chat_template. Raises GenerationError when there is no template or when it fails.
         """
+        # Here and not above: Jinja takes a while to import, and texts need none of it.
+        from bombus.loader.chat_template import render_chat_template
+
         template = self.tool_template if variables.get("tools") and self.tool_template else self.chat_template
         if template is None:
             raise GenerationError(
@@ -182,12 +187,12 @@ def _chat_template(repository: Repository, config: Mapping[str, Any]) -> tuple[s
 
 def _read_template(path: Path) -> str:
     with path.open("rb") as file:
-        raw = file.read(4 * MAX_TEMPLATE + 4)
-    if len(raw) > 4 * MAX_TEMPLATE:  # bytes: no character has more than four
+        raw = file.read(4 * _MAX_TEMPLATE + 4)
+    if len(raw) > 4 * _MAX_TEMPLATE:  # bytes: no character has more than four
         problem = Problem(
             subject="file",
             message="is too long for a chat template, and was not read",
-            expected=f"at most {MAX_TEMPLATE} characters",
+            expected=f"at most {_MAX_TEMPLATE} characters",
             remedy="download it again",
         )
         raise CheckpointError(problem, where=str(path))

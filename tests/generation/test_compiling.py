@@ -97,14 +97,16 @@ jax.monitoring.register_event_listener(lambda event, **_: [
     for kind, name in {"hit": "cache_hits", "miss": "cache_misses"}.items()
     if event == f"/jax/compilation_cache/{name}"])
 folder = bombus.use_compilation_cache(sys.argv[2])
+traced, apply = [], bombus.Model.apply
+bombus.Model.apply = lambda *arguments, **options: [traced.append(1), apply(*arguments, **options)][1]
 loaded = bombus.load_model(sys.argv[1])
 tokens = bombus.generate_tokens(loaded, [[1, 2, 3]], max_new_tokens=5, stop_token_ids=())[0].tokens
-print(json.dumps({"folder": str(folder), "tokens": tokens, **events}))
+print(json.dumps({"folder": str(folder), "tokens": tokens, "traced": len(traced), **events}))
 """
 
 
 def test_a_second_process_compiles_nothing(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    """It finds every program of the first one in the folder, and writes the same tokens."""
+    """It finds every program of the first one in the folder, traces none, and writes the same tokens."""
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true"}
     found = []
     for _ in range(2):
@@ -116,6 +118,8 @@ def test_a_second_process_compiles_nothing(tiny: Callable[..., Path], tmp_path: 
     assert first["miss"] > 2
     assert second["miss"] == 0
     assert second["hit"] >= first["miss"]
+    assert first["traced"] == 2
+    assert second["traced"] == 0
     assert second["tokens"] == first["tokens"]
 
 

@@ -81,7 +81,7 @@ def run_script(
     decoders: Any = None,
     **options: Any,
 ) -> tuple[Run, list[list[str]]]:
-    monkeypatch.setattr(engine, "compile_programs", lambda *_: script)
+    monkeypatch.setattr(engine, "start_programs", lambda *_: script)
     run = Run(loaded, make_request(loaded, prompts, {"stop_token_ids": (), **options}, has_text=True), decoders)
     return run, list(run.pieces(chunk))
 
@@ -173,7 +173,7 @@ def test_log_probabilities_are_those_of_the_row(loaded: bombus.LoadedModel, monk
 def test_cancelling_ends_the_rows_that_go_on(loaded: bombus.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that ended keep their reason, and nothing runs afterwards."""
     script = Script(np.array([[9, 1, 1, 1], [5, 5, 5, 5]]))
-    monkeypatch.setattr(engine, "compile_programs", lambda *_: script)
+    monkeypatch.setattr(engine, "start_programs", lambda *_: script)
     run = Run(loaded, make_request(loaded, [[1], [2]], {"max_new_tokens": 4, "stop_token_ids": [9]}, has_text=False))
     pieces = run.pieces(1)
     next(pieces)
