@@ -11,8 +11,10 @@ from dataclasses import asdict
 
 import bombus
 from bombus.arguments import add_command, add_precision, add_repository, precision, repository
+from bombus.bench_cli import add_bench_commands
 from bombus.chat_cli import add_chat_command
 from bombus.demo_cli import add_demo_command
+from bombus.env_cli import add_env_command
 from bombus.file_cli import add_file_commands
 from bombus.generate_cli import add_generate_command
 from bombus.loader.checkpoint import read_headers
@@ -57,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     add_generate_command(commands)
     add_chat_command(commands)
     add_file_commands(commands)
+    add_bench_commands(commands)
+    add_env_command(commands)
 
     policy = commands.add_parser("policy", help="templates of policies, and what a policy decides and why")
     add_policy_commands(policy)

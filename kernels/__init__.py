@@ -1,9 +1,9 @@
-"""Products of low-precision weights. `product` is the dispatch point; the XLA path is the reference."""
+"""Products of stored weights. `product` is the dispatch point: C++ on CPU, and XLA's operations everywhere else."""
 
 from bombus.kernels.cast import cast_weight
 from bombus.kernels.grouped import Groups, group_rows, grouped_product
 from bombus.kernels.lookup import lookup
-from bombus.kernels.product import product, with_values
+from bombus.kernels.product import product, products, with_values
 from bombus.kernels.quantize import quantize
 from bombus.kernels.requantize import requantize
 from bombus.kernels.weight import Weight, decode_e4m3fn, dequantize, map_experts
@@ -19,6 +19,7 @@ __all__ = [
     "lookup",
     "map_experts",
     "product",
+    "products",
     "quantize",
     "requantize",
     "with_values",

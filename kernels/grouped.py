@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bombus.kernels import native
 from bombus.kernels.product import FEW_ROWS, by_tiles, whole
 from bombus.kernels.weight import Weight
 
@@ -96,6 +98,26 @@ def grouped_product(x_PI: jax.Array, groups: Groups, stack: Weight, *, compute_t
     """
     blocks = groups.expert_N.shape[0]
     x_NMI = x_PI.astype(compute_type).reshape(blocks, groups.rows, -1)
+    arguments = (x_NMI, groups.expert_N, groups.used.astype(jnp.int32), stack)
+    if native.runs(stack, compute_type):
+        y_NMO = lax.platform_dependent(*arguments, cpu=_native, default=_in_turn)
+    else:
+        y_NMO = _in_turn(*arguments)
+    return y_NMO.reshape(x_PI.shape[0], stack.shape[0])
+
+
+@jax.custom_jvp
+def _native(x_NMI: jax.Array, expert_N: jax.Array, used: jax.Array, stack: Weight) -> jax.Array:
+    return native.multiply_groups(x_NMI, expert_N, used, stack)
+
+
+@_native.defjvp
+def _native_jvp(primals: Any, tangents: Any) -> Any:
+    return _native(*primals), jax.jvp(_in_turn, primals, tangents)[1]
+
+
+def _in_turn(x_NMI: jax.Array, expert_N: jax.Array, used: jax.Array, stack: Weight) -> jax.Array:
+    """XLA's way: one block after the other."""
 
     # Its gradient converts the kernel again, and not that of every block ahead of time.
     @partial(jax.checkpoint, prevent_cse=False)
@@ -104,13 +126,13 @@ def grouped_product(x_PI: jax.Array, groups: Groups, stack: Weight, *, compute_t
 
     def step(y_NMO: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         index, x_MI, expert = block
-        y_MO = multiply(x_MI, expert, index < groups.used, stack)
+        y_MO = multiply(x_MI, expert, index < used, stack)
         return lax.dynamic_update_index_in_dim(y_NMO, y_MO, index, 0), None
 
     # Every block is written, so any start will do; zeros would be held for all layers (see by_tiles).
     start = jnp.broadcast_to(x_NMI[..., :1].astype(jnp.float32), (*x_NMI.shape[:2], stack.shape[0]))
-    index_N = jnp.arange(blocks, dtype=jnp.int32)
-    return lax.scan(step, start, (index_N, x_NMI, groups.expert_N))[0].reshape(x_PI.shape[0], stack.shape[0])
+    index_N = jnp.arange(x_NMI.shape[0], dtype=jnp.int32)
+    return lax.scan(step, start, (index_N, x_NMI, expert_N))[0]
 
 
 def _elsewhere(x_MI: jax.Array, expert: jax.Array, used: jax.Array, stack: Weight) -> jax.Array:

@@ -16,34 +16,94 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bombus.kernels import native
 from bombus.kernels.weight import Weight, as_bits, dequantize, from_bits, half_values, row_values
 
 FEW_ROWS = 16
 _TILE_OUTPUTS = 128  # a decoded tile stays in the L2 cache
 
 
-# jit: equal shapes are traced and lowered once for all layers of a model. XLA inlines the call.
-@partial(jax.jit, static_argnames=("compute_type",))
 def product(x: jax.Array, weight: Weight, *, compute_type: jnp.dtype) -> jax.Array:
     """x (..., I) times a stored weight (O, I), computed in `compute_type`: (..., O), summed and returned in float32.
 
     A weight that is stored otherwise than in `compute_type` is converted while the product runs: with few rows tile
     by tile, with many as a whole, and never more than this one weight.
     """
+    return products(x, (weight,), compute_type=compute_type)[0]
+
+
+# jit: equal shapes are traced and lowered once for all layers of a model. XLA inlines the call.
+@partial(jax.jit, static_argnames=("compute_type",))
+def products(x: jax.Array, weights: tuple[Weight, ...], *, compute_type: jnp.dtype) -> tuple[jax.Array, ...]:
+    """x times each of the weights, as `product`: what reads the same x runs together."""
     x_RI = x.reshape(-1, x.shape[-1]).astype(compute_type)
-    cpu = by_tiles if x_RI.shape[0] <= FEW_ROWS else partial(_guarded, whole)
-    if weight.format.is_low or weight.codes.dtype != compute_type:
-        y_RO = lax.platform_dependent(x_RI, weight, cpu=cpu, default=whole)
-    elif compute_type == jnp.float16:
-        y_RO = lax.platform_dependent(x_RI, weight, cpu=cpu, default=_plain)
+    if all(native.runs(weight, compute_type) for weight in weights):
+        made = lax.platform_dependent(x_RI, weights, cpu=_native, default=_elsewhere)
     else:
-        y_RO = _plain(x_RI, weight)
-    return y_RO.reshape(*x.shape[:-1], weight.shape[0])
+        made = tuple(_with_xla(x_RI, weight) for weight in weights)
+    return tuple(y_RO.reshape(*x.shape[:-1], y_RO.shape[-1]) for y_RO in made)
+
+
+@jax.custom_jvp
+def _native(x_RI: jax.Array, weights: tuple[Weight, ...]) -> tuple[jax.Array, ...]:
+    return native.multiply(x_RI, weights)
+
+
+@_native.defjvp
+def _native_jvp(primals: Any, tangents: Any) -> Any:
+    return _native(*primals), _tangents(primals, tangents)
+
+
+def _tangents(primals: Any, tangents: Any) -> Any:
+    """What `_native` and `_by_tiles` go on with in derivatives, those in the values of a plain weight included."""
+
+    # Weights are converted again on the way back: kept from the way forward they would be all there at once.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def multiply(x_RI: jax.Array, weights: tuple[Weight, ...]) -> tuple[jax.Array, ...]:
+        return tuple(_differentiable(x_RI, weight) for weight in weights)
+
+    return jax.jvp(multiply, primals, tangents)[1]
+
+
+def _differentiable(x_RI: jax.Array, weight: Weight) -> jax.Array:
+    if not weight.format.is_low:
+        return _dot(x_RI, weight.codes.astype(x_RI.dtype))
+    cpu = by_tiles if x_RI.shape[0] <= FEW_ROWS else partial(_guarded, whole)
+    return lax.platform_dependent(x_RI, weight, cpu=cpu, default=whole)
+
+
+def _elsewhere(x_RI: jax.Array, weights: tuple[Weight, ...]) -> tuple[jax.Array, ...]:
+    return tuple(
+        whole(x_RI, weight) if weight.format.is_low or weight.codes.dtype != x_RI.dtype else _plain(x_RI, weight)
+        for weight in weights
+    )
+
+
+def _with_xla(x_RI: jax.Array, weight: Weight) -> jax.Array:
+    cpu = _by_tiles if x_RI.shape[0] <= FEW_ROWS else partial(_guarded, whole)
+    if weight.format.is_low or weight.codes.dtype != x_RI.dtype:
+        return lax.platform_dependent(x_RI, weight, cpu=cpu, default=whole)
+    if x_RI.dtype == jnp.float16:
+        return lax.platform_dependent(x_RI, weight, cpu=cpu, default=_plain)
+    return _plain(x_RI, weight)
+
+
+@jax.custom_jvp
+def _by_tiles(x_RI: jax.Array, weight: Weight) -> jax.Array:
+    return by_tiles(x_RI, weight)
+
+
+@_by_tiles.defjvp
+def _by_tiles_jvp(primals: Any, tangents: Any) -> Any:
+    # A tile is sliced as bits, which have no derivative.
+    (x_RI, weight), (x_tangent, weight_tangent) = primals, tangents
+    return _by_tiles(x_RI, weight), _tangents((x_RI, (weight,)), (x_tangent, (weight_tangent,)))[0]
 
 
 def _plain(x_RI: jax.Array, weight: Weight) -> jax.Array:
@@ -88,7 +148,7 @@ def _guarded(run: Callable[[jax.Array, Weight], jax.Array], x: jax.Array, weight
     return lax.cond(
         (bits | 1) != 0,  # always; see the docstring of the module
         run,
-        lambda *_: jnp.zeros(result.shape, result.dtype),
+        lambda *arguments: native.varying_as(jnp.zeros(result.shape, result.dtype), *jax.tree.leaves(arguments)),
         *(x, weight),
     )
 
@@ -125,13 +185,16 @@ def by_tiles(x_RI: jax.Array, weight: Weight, expert: jax.Array | None = None) -
         part = lax.cond(
             index < tiles,  # always; see the docstring of the module
             compute,
-            lambda *_: jnp.zeros((*x.shape[:-1], tile), jnp.float32),
+            lambda *arguments: native.varying_as(
+                jnp.zeros((*x.shape[:-1], tile), jnp.float32), *jax.tree.leaves(arguments)
+            ),
             *(first, expert, x, weight),
         )
         return lax.dynamic_update_slice_in_dim(y, part, first, axis=y.ndim - 1)
 
     # Every output is written, so any start will do. Zeros would be made for all layers ahead of time and held.
     start = jnp.broadcast_to(x[..., :1].astype(jnp.float32), (*x.shape[:-1], outputs))
+    start = native.varying_as(start, *jax.tree.leaves(weight))
     return lax.fori_loop(0, tiles, step, start).reshape(rows, outputs)
 
 

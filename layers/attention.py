@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from bombus.kernels.native_attention import ReadVectors, Vectors, attention, attention_runs
 from bombus.layers.context import AttentionContext
-from bombus.layers.dense import Dense
+from bombus.layers.dense import Dense, dense_together
 from bombus.layers.layer import Layer, declare
 from bombus.layers.layer_cache import LayerCache, Source, heads_first
 from bombus.layers.rotary import Rotary, rotate
@@ -68,8 +70,9 @@ class Attention(Layer):
     def __call__(
         self, x: jax.Array, context: AttentionContext, cached: LayerCache | None = None
     ) -> tuple[jax.Array, LayerCache | None]:
-        q_BTNH, k_BTKH = self._heads(self.query, self.query_norm, x), self._heads(self.key, self.key_norm, x)
-        v_BTKH = self._heads(self.value, None, x)
+        query, key, value = dense_together(x, (self.query, self.key, self.value))
+        q_BTNH, k_BTKH = self._heads(query, self.query_norm), self._heads(key, self.key_norm)
+        v_BTKH = self._heads(value, None)
         if self.rotary is not None:
             tables = context.tables(self.rotary, self.head_dim)
             q_BTNH, k_BTKH = (rotate(heads, tables, interleaved=self.interleaved) for heads in (q_BTNH, k_BTKH))
@@ -85,11 +88,10 @@ class Attention(Layer):
         """The keys of x before they are normed and turned: their type is what a cache holds."""
         return self.key(x)
 
-    def _heads(self, layer: Dense, norm: Callable[[jax.Array], jax.Array] | None, x: jax.Array) -> jax.Array:
-        projected = layer(x)
+    def _heads(self, projected: jax.Array, norm: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
         if norm is not None and self.norm_over == "all":
             projected = norm(projected)
-        heads = projected.reshape(*x.shape[:2], -1, self.head_dim)
+        heads = projected.reshape(*projected.shape[:2], -1, self.head_dim)
         return norm(heads) if norm is not None and self.norm_over == "head" else heads
 
     def _sinks(self) -> jax.Array | None:
@@ -128,12 +130,41 @@ def attend_to(
     sinks_N: jax.Array | None = None,
 ) -> jax.Array:
     """As `attend`, with one softmax over the keys of all sources."""
+    scale = 1 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
+    if not attention_runs(q_BTNH, _arrays(sources)):
+        return _with_xla(scale, softcap, q_BTNH, sources, sinks_N)
+    native, xla = (partial(run, scale, softcap) for run in (_native, _with_xla))
+    return lax.platform_dependent(q_BTNH, list(sources), sinks_N, cpu=native, default=xla)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _native(
+    scale: float, softcap: float | None, q_BTNH: jax.Array, sources: Sequence[Source], sinks_N: jax.Array | None
+) -> jax.Array:
+    return attention(q_BTNH, _arrays(sources), sinks_N, scale=scale, softcap=softcap)
+
+
+@_native.defjvp
+def _native_jvp(scale: float, softcap: float | None, primals: Any, tangents: Any) -> Any:
+    return jax.jvp(partial(_with_xla, scale, softcap), primals, tangents)
+
+
+def _arrays(sources: Sequence[Source]) -> list[ReadVectors]:
+    def of(stored: Stored) -> Vectors:
+        return Vectors(stored.codes, stored.scale, stored.zero)
+
+    return [ReadVectors(of(source.keys), of(source.values), source.mask) for source in sources]
+
+
+def _with_xla(
+    scale: float, softcap: float | None, q_BTNH: jax.Array, sources: Sequence[Source], sinks_N: jax.Array | None
+) -> jax.Array:
     batch, tokens, num_heads, head_dim = q_BTNH.shape
     merged = sources[0].keys.codes.shape[0]
     # The query heads that share a key/value head, and their tokens, become the rows R of one batched product.
     q_XRH = q_BTNH.transpose(0, 2, 1, 3).reshape(merged, -1, head_dim)
     scores = _joined([source.keys.scores(q_XRH) for source in sources])
-    scores = scores * (1 / math.sqrt(head_dim) if scale is None else scale)
+    scores = scores * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = scores.reshape(batch, num_heads, tokens, -1)

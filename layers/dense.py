@@ -5,10 +5,12 @@ Shapes: I inputs, O outputs. Kernels are stored (O, I), as in the checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
-from bombus.kernels import Weight, product
+from bombus.kernels import Weight, product, products
 from bombus.layers.layer import WeightLayer, declare
 from bombus.policies.formats import DType, fp8_in_tiles
 
@@ -62,9 +64,21 @@ def dense(
 ) -> jax.Array:
     """x (..., I) times a stored weight (O, I) of any format, plus bias (O,). Types as in fp8_aware_dense."""
     y = product(x, weight, compute_type=jnp.dtype(x.dtype if compute_type is None else compute_type))
-    if bias is not None:
-        y = y + bias.astype(jnp.float32)
-    return y.astype(x.dtype if output_type is None else output_type)
+    return _finished(y, bias, x.dtype if output_type is None else output_type)
+
+
+def _finished(y: jax.Array, bias: jax.Array | None, dtype: DType) -> jax.Array:
+    # XLA fuses this with what comes next; inside the kernels it would not be faster (benchmarks/README.md).
+    return (y if bias is None else y + bias.astype(jnp.float32)).astype(dtype)
+
+
+def dense_together(x: jax.Array, layers: Sequence[Dense]) -> list[jax.Array]:
+    """layer(x) for each of the layers; in one call where they compute in the same type."""
+    types = [layer.compute_type("kernel", x.dtype) for layer in layers]
+    if len(set(types)) > 1:
+        return [layer(x) for layer in layers]
+    made = products(x, tuple(layer.weight for layer in layers), compute_type=jnp.dtype(types[0]))
+    return [layer.finished(y, x.dtype) for layer, y in zip(layers, made, strict=True)]
 
 
 class Dense(WeightLayer):
@@ -88,11 +102,14 @@ class Dense(WeightLayer):
         self.output_type = output_type
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        y = product(x, self.weight, compute_type=jnp.dtype(self.compute_type("kernel", x.dtype)))
+        return self.finished(y, x.dtype)
+
+    def finished(self, y: jax.Array, dtype: DType) -> jax.Array:
+        """The float32 product of an x of this type, with the bias and in the type that is returned."""
         bias = None if self.bias is None else self.bias.get_value()
-        return dense(
-            x,
-            self.weight,
-            None if bias is None else bias.astype(self.compute_type("bias", bias.dtype)),
-            compute_type=self.compute_type("kernel", x.dtype),
-            output_type=self.output_type_of("kernel", x.dtype if self.output_type is None else self.output_type),
+        if bias is not None:
+            bias = bias.astype(self.compute_type("bias", bias.dtype))
+        return _finished(
+            y, bias, self.output_type_of("kernel", dtype if self.output_type is None else self.output_type)
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bombus.layers.activations import ACTIVATIONS, check_activation
-from bombus.layers.dense import Dense
+from bombus.layers.dense import Dense, dense_together
 from bombus.layers.experts import ClampedSwish, Experts
 from bombus.layers.router import Router
 
@@ -41,8 +41,8 @@ class GatedFeedForward(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = self.gate(x)
-        return self.output(ACTIVATIONS[self.activation](gate) * self.intermediate(x).astype(gate.dtype))
+        gate, intermediate = dense_together(x, (self.gate, self.intermediate))
+        return self.output(ACTIVATIONS[self.activation](gate) * intermediate.astype(gate.dtype))
 
 
 class MixtureFeedForward(nnx.Module):

@@ -37,6 +37,14 @@ ONCE = (
     *(f"models/test_{name}" for name in ("rotary", "mixture_specs", "spec", "released", "further_blocks", "onnx")),
     *(f"models/test_{name}" for name in ("cached_models", "goldens", "fp8_models")),
     *("layers/test_cache_formats.py", "layers/test_cache_attention.py", "generation/test_loop.py"),
+    *("evaluation", "test_lazy_imports.py", "generation/test_kept.py", "test_packaging_kernels.py"),
+    # .ci/run has those of the C++ kernels apart: the rest goes without them there.
+    *(
+        "kernels/test_native",
+        "kernels/test_attention_kernel.py",
+        "kernels/test_emulated.py",
+        "kernels/test_sanitizers.py",
+    ),
 )
 TWICE = ("loader/test_load.py", "loader/test_save.py")
 

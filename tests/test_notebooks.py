@@ -163,7 +163,7 @@ def test_the_notebook_of_generation_runs(kernel: str, tmp_path: Path) -> None:
     assert re.search(r"\|\n(stop|length) at .* after \d+ tokens\n", shown["stream"])
     assert shown["logprobs"].count("   ") >= 8
     assert shown["chat"].startswith("First Citizen:\nWhat news, my lord?\n\nKING RICHARD II:\n")
-    assert len(shown["processor"]) > 100
+    assert len(shown["processor"]) > 50
     assert "e" not in shown["processor"].lower()
     plain, quick = map(int, re.findall(r"in (\d+) passes", shown["lookup"]))
     assert quick < plain == 64
