@@ -126,7 +126,7 @@ def runs(weight: Weight, compute_type: jnp.dtype) -> bool:
     if not weight.format.is_low and (kind == jnp.float32 or compute_type not in (kind, jnp.float32)):
         return False
     found = library()
-    if found.loaded is None and not os.environ.get(VARIABLE):
+    if found.loaded is None and not os.environ.get(VARIABLE) and jax.default_backend() == "cpu":
         assert found.reason is not None
         _say_once(found.reason)
     return found.loaded is not None

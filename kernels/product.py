@@ -43,10 +43,10 @@ def product(x: jax.Array, weight: Weight, *, compute_type: jnp.dtype) -> jax.Arr
 def products(x: jax.Array, weights: tuple[Weight, ...], *, compute_type: jnp.dtype) -> tuple[jax.Array, ...]:
     """x times each of the weights, as `product`: what reads the same x runs together."""
     x_RI = x.reshape(-1, x.shape[-1]).astype(compute_type)
-    if all(native.runs(weight, compute_type) for weight in weights):
-        made = lax.platform_dependent(x_RI, weights, cpu=_native, default=_elsewhere)
-    else:
-        made = tuple(_with_xla(x_RI, weight) for weight in weights)
+    runs = [native.runs(weight, compute_type) for weight in weights]
+    taken = tuple(weight for weight, run in zip(weights, runs, strict=True) if run)
+    together = iter(lax.platform_dependent(x_RI, taken, cpu=_native, default=_elsewhere) if taken else ())
+    made = [next(together) if run else _with_xla(x_RI, weight) for weight, run in zip(weights, runs, strict=True)]
     return tuple(y_RO.reshape(*x.shape[:-1], y_RO.shape[-1]) for y_RO in made)
 
 
