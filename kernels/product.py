@@ -61,21 +61,25 @@ def _native_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def _tangents(primals: Any, tangents: Any) -> Any:
-    """What `_native` and `_by_tiles` go on with in derivatives, those in the values of a plain weight included."""
-
-    # Weights are converted again on the way back: kept from the way forward they would be all there at once.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def multiply(x_RI: jax.Array, weights: tuple[Weight, ...]) -> tuple[jax.Array, ...]:
-        return tuple(_differentiable(x_RI, weight) for weight in weights)
-
-    return jax.jvp(multiply, primals, tangents)[1]
+    """What `_native` and `_by_tiles` go on with in derivatives: in x, and in the values of a plain weight."""
+    (x_RI, weights), (x_tangent_RI, weight_tangents) = primals, tangents
+    return tuple(
+        _tangent(x_RI, weight, x_tangent_RI, tangent) for weight, tangent in zip(weights, weight_tangents, strict=True)
+    )
 
 
-def _differentiable(x_RI: jax.Array, weight: Weight) -> jax.Array:
+def _tangent(x_RI: jax.Array, weight: Weight, x_tangent_RI: jax.Array, weight_tangent: Weight) -> jax.Array:
     if not weight.format.is_low:
-        return _dot(x_RI, weight.codes.astype(x_RI.dtype))
-    cpu = by_tiles if x_RI.shape[0] <= FEW_ROWS else partial(_guarded, whole)
-    return lax.platform_dependent(x_RI, weight, cpu=cpu, default=whole)
+        dtype = x_RI.dtype
+        return _dot(x_tangent_RI, weight.codes.astype(dtype)) + _dot(x_RI, weight_tangent.codes.astype(dtype))
+
+    # Weights are converted again on the way back: kept from the way forward they would be all there at once. Without
+    # the barrier of `whole`, in which the weight would be as linear as x is.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def multiply(x_RI: jax.Array, weight: Weight) -> jax.Array:
+        return _dot(x_RI, dequantize(weight, x_RI.dtype))
+
+    return multiply(x_tangent_RI, weight)
 
 
 def _elsewhere(x_RI: jax.Array, weights: tuple[Weight, ...]) -> tuple[jax.Array, ...]:

@@ -178,7 +178,7 @@ def test_loops(case: str) -> None:
 
 
 def test_products_of_several_formats() -> None:
-    """Each is that of its weight alone; a float32 weight beside them takes all of them to XLA."""
+    """Each is that of its weight alone; a float32 weight beside them goes to XLA alone."""
     random = np.random.default_rng(6)
     weights = tuple(
         weight_of(case, (outputs, 70), random) for case, outputs in zip(CASES, (5, 64, 1, 130), strict=True)
@@ -191,7 +191,7 @@ def test_products_of_several_formats() -> None:
     text = both.lower(x, weights).as_text()
     assert text.count("@bombus_product") == 1
     wide = (*weights, weight_of("f32", (7, 70), random))
-    assert "@bombus_product" not in both.lower(x, wide).as_text()
+    assert both.lower(x, wide).as_text().count("@bombus_product") == 1
     for found, weight in zip(both(x, wide), wide, strict=True):
         assert_product(found, x, exact(weight), weight.format)
 
