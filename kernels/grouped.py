@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from bombus.kernels import native
-from bombus.kernels.product import FEW_ROWS, by_tiles, whole
-from bombus.kernels.weight import Weight
+from bombus.kernels.product import FEW_ROWS, by_tiles, dot, whole
+from bombus.kernels.weight import Weight, dequantize
 
 _MOST_ROWS = 128  # of a block: beyond that a product does not gain
 
@@ -113,7 +113,24 @@ def _native(x_NMI: jax.Array, expert_N: jax.Array, used: jax.Array, stack: Weigh
 
 @_native.defjvp
 def _native_jvp(primals: Any, tangents: Any) -> Any:
-    return _native(*primals), jax.jvp(_in_turn, primals, tangents)[1]
+    x_NMI, expert_N, used, stack = primals
+
+    def multiply_all(x_NMI: jax.Array, stack: Weight) -> jax.Array:
+        # As in product.py: converted again on the way back, and without a barrier.
+        @partial(jax.checkpoint, prevent_cse=False)
+        def multiply(x_MI: jax.Array, expert: jax.Array, stack: Weight) -> jax.Array:
+            return dot(x_MI, dequantize(stack.expert(expert), x_MI.dtype))
+
+        def step(_: None, block: tuple[jax.Array, ...]) -> tuple[None, jax.Array]:
+            index, x_MI, expert = block
+            return None, jnp.where(index < used, multiply(x_MI, expert, stack), 0)
+
+        index_N = jnp.arange(x_NMI.shape[0], dtype=jnp.int32)
+        return lax.scan(step, None, (index_N, x_NMI, expert_N))[1]
+
+    if stack.format.is_low:
+        return _native(*primals), multiply_all(tangents[0], stack)
+    return _native(*primals), jax.jvp(multiply_all, (x_NMI, stack), (tangents[0], tangents[3]))[1]
 
 
 def _in_turn(x_NMI: jax.Array, expert_N: jax.Array, used: jax.Array, stack: Weight) -> jax.Array:

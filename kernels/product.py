@@ -71,13 +71,13 @@ def _tangents(primals: Any, tangents: Any) -> Any:
 def _tangent(x_RI: jax.Array, weight: Weight, x_tangent_RI: jax.Array, weight_tangent: Weight) -> jax.Array:
     if not weight.format.is_low:
         dtype = x_RI.dtype
-        return _dot(x_tangent_RI, weight.codes.astype(dtype)) + _dot(x_RI, weight_tangent.codes.astype(dtype))
+        return dot(x_tangent_RI, weight.codes.astype(dtype)) + dot(x_RI, weight_tangent.codes.astype(dtype))
 
     # Weights are converted again on the way back: kept from the way forward they would be all there at once. Without
     # the barrier of `whole`, in which the weight would be as linear as x is.
     @partial(jax.checkpoint, prevent_cse=False)
     def multiply(x_RI: jax.Array, weight: Weight) -> jax.Array:
-        return _dot(x_RI, dequantize(weight, x_RI.dtype))
+        return dot(x_RI, dequantize(weight, x_RI.dtype))
 
     return multiply(x_tangent_RI, weight)
 
@@ -114,10 +114,10 @@ def _plain(x_RI: jax.Array, weight: Weight) -> jax.Array:
     rows = x_RI.shape[0]
     if rows == 1 and x_RI.dtype != jnp.float32:
         x_RI = jnp.pad(x_RI, ((0, 1), (0, 0)))
-    return _dot(x_RI, weight.codes)[:rows]
+    return dot(x_RI, weight.codes)[:rows]
 
 
-def _dot(x: jax.Array, kernel_OI: jax.Array) -> jax.Array:
+def dot(x: jax.Array, kernel_OI: jax.Array) -> jax.Array:
     """x (R, I) or (I,) times kernel, (R, O) or (O,) in float32."""
     contract_inputs = (((x.ndim - 1,), (1,)), ((), ()))
     return lax.dot_general(x, kernel_OI, contract_inputs, preferred_element_type=jnp.float32)
@@ -127,7 +127,7 @@ def whole(x_RI: jax.Array, weight: Weight) -> jax.Array:
     """x (R, I) times the weight, (R, O): converted as a whole to the type of x."""
     # The barrier ties the codes to x, so that accelerators do not dequantize ahead of time or outside a loop.
     x_RI, weight = lax.optimization_barrier((x_RI, weight))
-    return _dot(x_RI, dequantize(weight, x_RI.dtype))
+    return dot(x_RI, dequantize(weight, x_RI.dtype))
 
 
 def with_values(
@@ -180,9 +180,9 @@ def by_tiles(x_RI: jax.Array, weight: Weight, expert: jax.Array | None = None) -
         codes, rows = _sliced(weight.codes, expert, first, tile), first + jnp.arange(tile)
         if weight.format.packed:
             halves = half_values(weight, rows, codes)
-            return _dot(x[..., ::2], halves[0]) + _dot(_odd(x), halves[1])
+            return dot(x[..., ::2], halves[0]) + dot(_odd(x), halves[1])
         values = row_values(weight, rows, codes) if weight.format.is_low else codes
-        return _dot(x, values.astype(compute_type))
+        return dot(x, values.astype(compute_type))
 
     def step(index: jax.Array, y: jax.Array) -> jax.Array:
         first = jnp.minimum(index * tile, outputs - tile)
