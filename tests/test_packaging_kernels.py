@@ -44,7 +44,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: str, cwd: Path, **variables: str) -> str:
-    environment = {**os.environ, **variables}
+    # What pip says is looked at, also where it was told to be quiet.
+    environment = {**os.environ, "PIP_QUIET": "0", **variables}
     done = subprocess.run(
         [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )

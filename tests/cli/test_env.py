@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import flax
@@ -24,7 +25,16 @@ BUILD = "install a C++ compiler (g++ or clang++) and then Bombus again: pip inst
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def programs() -> Iterator[None]:
+    """No folder of programs is chosen yet, which a command before this may have done in this process."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: None) -> Path:
     """A cache of 2500 bytes of parameters and 3 of programs."""
     monkeypatch.setenv("BOMBUS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache" / "compiled" / "lowered").mkdir(parents=True)
@@ -92,17 +102,13 @@ def test_env_in_json(run: Run, cache: Path, kernels: None) -> None:
 
 
 def test_programs_elsewhere_and_folders_that_are_not_there(
-    run: Run, tmp_path: Path, kernels: None, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, kernels: None, programs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BOMBUS_CACHE", str(tmp_path / "none"))
     (tmp_path / "programs").mkdir()
     (tmp_path / "programs" / "one").write_bytes(bytes(12))
-    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
-    try:
-        found = json.loads(output(run, "env", "--json"))["folders"]
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+    found = json.loads(output(run, "env", "--json"))["folders"]
     assert found == {
         "parameters": {"path": str(tmp_path / "none"), "bytes": 0},
         "programs": {"path": str(tmp_path / "programs"), "bytes": 12},
