@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bombus.kernels import decode_e4m3fn
+from bombus.kernels.native_write import write_slots
 from bombus.kernels.weight import as_bits, from_bits
 from bombus.policies.formats import DType, find_format
 
@@ -73,12 +74,7 @@ class Stored:
 
     def written(self, new: Stored, first: jax.Array) -> Stored:
         """With the encoded vectors at slot `first` and after."""
-
-        def write(old: jax.Array, new: jax.Array) -> jax.Array:
-            start = (0, first, 0) if old.ndim == 3 else (0, first)
-            return from_bits(lax.dynamic_update_slice(as_bits(old), as_bits(new), start), old.dtype)
-
-        return self._with(new, write)
+        return self._with(new, lambda old, new: write_slots(old, new, first))
 
     def written_around(self, new: Stored, length: jax.Array) -> Stored:
         """A ring, in which slot s lives at s % S, with the last S of the encoded vectors of slots from `length` on."""

@@ -1,5 +1,6 @@
 // What XLA calls for attention. kernels/native_attention.py is the other side.
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <string>
 #include <utility>
@@ -128,12 +129,29 @@ ffi::Error attention(ffi::ThreadPool threads, ffi::Span<const int64_t> shapes, f
   return ffi::Error::Success();
 }
 
+// Rows (X, T, ...) written over those of a buffer (X, S, ...) from slot `first` on, where the result is the buffer itself.
+ffi::Error write(ffi::AnyBuffer before, ffi::AnyBuffer rows, ffi::BufferR0<ffi::S32> first, ffi::Result<ffi::AnyBuffer> after) {
+  const auto sizes = before.dimensions(), some = rows.dimensions();
+  if (sizes.size() < 2 || some.size() != sizes.size() || sizes[0] != some[0] || some[1] > sizes[1])
+    return wrong("wrong shape of rows to write");
+  if (before.untyped_data() != after->untyped_data()) return wrong("a cache is not written in place");
+  if (rows.size_bytes() == 0) return ffi::Error::Success();
+  const int64_t bytes = static_cast<int64_t>(rows.size_bytes()) / (some[0] * some[1]);
+  int64_t slot = *first.typed_data();
+  slot = slot > sizes[1] - some[1] ? sizes[1] - some[1] : slot < 0 ? 0 : slot;
+  for (int64_t head = 0; head < some[0]; ++head)
+    std::memcpy(static_cast<uint8_t*>(after->untyped_data()) + (head * sizes[1] + slot) * bytes,
+                static_cast<const uint8_t*>(rows.untyped_data()) + head * some[1] * bytes, static_cast<size_t>(some[1] * bytes));
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace bombus
 
 namespace ffi = ::xla::ffi;
 
 extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* bombus_attention(XLA_FFI_CallFrame*);
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* bombus_write(XLA_FFI_CallFrame*);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_attention, bombus::attention,
                               ffi::Ffi::Bind()
@@ -144,4 +162,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_attention, bombus::attention,
                                   .Attr<bool>("sinks")
                                   .Arg<ffi::AnyBuffer>()
                                   .RemainingArgs()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_write, bombus::write,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::BufferR0<ffi::S32>>()
                                   .Ret<ffi::AnyBuffer>());

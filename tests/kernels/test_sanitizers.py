@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels" / "cpp"
-CHECK = ROOT / "tests" / "native" / "check_product.cc"
+CHECKS = [ROOT / "tests" / "native" / name for name in ("check_product.cc", "check_attention.cc")]
 # XLA's side, and the instruction sets that have a program of their own.
 ELSEWHERE = ("ffi", "avx512", "amx")
 COMPILER = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
@@ -23,7 +23,10 @@ SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,pointer-overflow,vptr"],
     "thread": ["-fsanitize=thread"],
 }
-ROUNDS = {"address": 100, "thread": 25}
+ROUNDS = {
+    "check_product": {"address": 100, "thread": 25},
+    "check_attention": {"address": 25, "thread": 6},
+}
 
 pytestmark = [
     pytest.mark.once,
@@ -35,13 +38,13 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def build(flags: list[str], folder: Path) -> Path:
-    """The program, compiled with these flags; skips where the compiler's libraries for them are not installed."""
+def build(flags: list[str], folder: Path) -> list[Path]:
+    """The programs, compiled with these flags; skips where the compiler's libraries for them are not installed."""
     tried = folder / "tried.cc"
     tried.write_text("int main() { return 0; }\n", encoding="utf-8")
     if run([*COMPILER, *flags, str(tried), "-o", str(folder / "tried")]).returncode:
         pytest.skip(f"the compiler cannot link with {flags[0]}")
-    sources = [CHECK, *(path for path in sorted(KERNELS.glob("*.cc")) if not path.name.startswith(ELSEWHERE))]
+    sources = [*CHECKS, *(path for path in sorted(KERNELS.glob("*.cc")) if not path.name.startswith(ELSEWHERE))]
     objects = [folder / f"{source.stem}.o" for source in sources]
     # Without optimizations: the compiler is what takes the time, and every access is one that a sanitizer sees.
     options = ["-std=c++17", "-O0", "-g1", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror", f"-I{KERNELS}"]
@@ -53,24 +56,30 @@ def build(flags: list[str], folder: Path) -> Path:
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(compile_one, sources, objects))
-    program = folder / "check_product"
-    linked = run([*COMPILER, *flags, *map(str, objects), "-o", str(program), "-lpthread"])
-    assert linked.returncode == 0, linked.stderr
-    return program
+    checks, shared = objects[: len(CHECKS)], objects[len(CHECKS) :]
+    for check in checks:
+        linked = run([*COMPILER, *flags, str(check), *map(str, shared), "-o", str(check.with_suffix("")), "-lpthread"])
+        assert linked.returncode == 0, linked.stderr
+    return [check.with_suffix("") for check in checks]
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_products_are_right_and_clean(sanitizer: str, tmp_path: Path) -> None:
-    """Random products on several threads, in buffers as long as what they hold: nothing is said, float64 agrees."""
-    program = build(SANITIZERS[sanitizer], tmp_path)
-    for seed, threads in ((1, 3), (2, 7)):
-        command = [str(program), str(seed), str(ROUNDS[sanitizer]), str(threads)]
+    """Random products on several threads, in buffers as long as what they hold: nothing is said, float64 agrees.
+
+    And so for attention.
+    """
+    for program, seed, threads in (
+        (program, *run) for program in build(SANITIZERS[sanitizer], tmp_path) for run in ((1, 3), (2, 7))
+    ):
+        rounds = ROUNDS[program.name][sanitizer]
+        command = [str(program), str(seed), str(rounds), str(threads)]
         done = run(command)
         if "unexpected memory mapping" in done.stderr:  # where the kernel puts a program out of the sanitizer's reach
             done = run(["setarch", "-R", *command])
-        assert done.returncode == 0, f"seed {seed}, {threads} threads\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{program.name}, seed {seed}, {threads} threads\n{done.stdout}\n{done.stderr}"
         assert done.stderr == ""
         # One to three products of a round, with at least one instruction set.
         names, count = done.stdout.rsplit(" products are right\n")[0].rsplit(" ", 1)
         assert "plain" in names.split()
-        assert int(count) >= ROUNDS[sanitizer] * len(names.split())
+        assert int(count) >= rounds * len(names.split())
