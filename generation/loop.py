@@ -170,11 +170,11 @@ def _compiled(
     key = program_key(model, plan, (params, call, tokens))
     pool = ThreadPoolExecutor()
     # The first compiles while the second is traced, and the second while the first runs.
-    first = traced(key, "prefill", partial(prefill, model, plan=plan), (params, tokens, mask, done, call))
+    first = traced(key, "prefill", partial(prefill.__wrapped__, model, plan=plan), (params, tokens, mask, done, call))
     compiled = pool.submit(lambda: first.lower().compile())
     # The state is given away.
     again = (params, first.out_info, done, call, until)
-    second = traced(key, "decode", partial(decode, model, plan=plan), again, donated=(1,))
+    second = traced(key, "decode", partial(decode.__wrapped__, model, plan=plan), again, donated=(1,))
     loop = pool.submit(lambda: second.lower().compile())
     pool.shutdown(wait=False)
     return Programs(prefill=compiled.result(), loop=loop)

@@ -17,6 +17,7 @@ from bombus.kernels import native
 from bombus.kernels.weight import as_bits, from_bits
 
 
+@jax.jit
 def write_slots(old: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
     """old (X, S, ...) with new (X, T, ...), of the same type, at slot `first` and after."""
     first = jnp.asarray(first, jnp.int32)

@@ -1,5 +1,6 @@
 """Layers on which the models stand. Only they and the kernels know how a low-precision weight is stored."""
 
+from bombus.kernels.native_rows import rotate
 from bombus.layers.attention import Attention, attend, attend_to
 from bombus.layers.block import Block
 from bombus.layers.cache import Cache, empty_cache
@@ -14,7 +15,7 @@ from bombus.layers.latent_attention import LatentAttention
 from bombus.layers.layer import Layer, initial_values, initial_weight
 from bombus.layers.layer_cache import LayerCache, Source
 from bombus.layers.norm import LayerNorm, RMSNorm
-from bombus.layers.rotary import Rotary, rotate
+from bombus.layers.rotary import Rotary
 from bombus.layers.rotary_scaling import (
     DynamicScaling,
     LinearScaling,

@@ -18,8 +18,13 @@ def _quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def _rounded_once(activation: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The activation of 16-bit values in float32, as torch has it; JAX's own would round after every operation."""
+    return lambda x: activation(x.astype(jnp.float32)).astype(x.dtype)
+
+
 # The names and what they mean are transformers' (activations.py).
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+_PLAIN: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
     "gelu": _gelu,
@@ -39,6 +44,9 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "tanh": jnp.tanh,
     "linear": lambda x: x,
+}
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    name: _rounded_once(activation) for name, activation in _PLAIN.items()
 }
 
 

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from bombus.kernels.native_attention import ReadVectors, Vectors, attention, attention_runs
+from bombus.kernels.native_rows import rotate
 from bombus.layers.context import AttentionContext
 from bombus.layers.dense import Dense, dense_together
 from bombus.layers.layer import Layer, declare
 from bombus.layers.layer_cache import LayerCache, Source, heads_first
-from bombus.layers.rotary import Rotary, rotate
+from bombus.layers.rotary import Rotary
 from bombus.layers.stored import Stored
 
 

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bombus.kernels import with_values
+from bombus.kernels.native_rows import rotate
 from bombus.layers.attention import attend_to
 from bombus.layers.context import AttentionContext
 from bombus.layers.dense import Dense
 from bombus.layers.layer_cache import LayerCache, Source, heads_first
 from bombus.layers.norm import RMSNorm
-from bombus.layers.rotary import Rotary, rotate
+from bombus.layers.rotary import Rotary
 from bombus.layers.stored import Stored
 
 

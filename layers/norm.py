@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from bombus.kernels.native_rows import rms_norm
 from bombus.layers.layer import Layer, declare
 
 
@@ -20,11 +21,9 @@ class RMSNorm(Layer):
         self.plus_one = plus_one
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        normal = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-        scale = self.scale.get_value().astype(jnp.float32)
-        scaled = normal * (1.0 + scale if self.plus_one else scale)
-        return scaled.astype(self.output_type_of("scale", x.dtype))
+        dtype = self.output_type_of("scale", x.dtype)
+        offset = 1.0 if self.plus_one else 0.0
+        return rms_norm(x, self.scale.get_value(), epsilon=self.epsilon, offset=offset, dtype=dtype)
 
 
 class LayerNorm(Layer):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from bombus.layers.rotary_scaling import DynamicScaling, LongScaling, Scaling, plain_frequencies
 from bombus.policies.errors import Problem
@@ -91,24 +90,3 @@ class Rotary:
             for key, factors in lists.items()
             if len(factors) != size // 2
         ]
-
-
-def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array], *, interleaved: bool = False) -> jax.Array:
-    """x with each pair turned by its angle, in float32, rounded to the type of x.
-
-    A pair is (i, i + R), or with `interleaved` (2i, 2i + 1). Dimensions from 2R on pass.
-    """
-    cos, signed_sin = tables
-    size = 2 * cos.shape[-1]
-    rotated = x_BTNH[..., :size].astype(jnp.float32)
-    # The two of a pair as an axis that is flipped: a concatenation takes XLA:CPU ten times as long to compile.
-    if interleaved:
-        cos, signed_sin = jnp.swapaxes(cos, -1, -2), jnp.swapaxes(signed_sin, -1, -2)
-        pairs, axis = rotated.reshape(*x_BTNH.shape[:-1], -1, 2), -1
-    else:
-        pairs, axis = rotated.reshape(*x_BTNH.shape[:-1], 2, -1), -2
-    turned = pairs * cos + jnp.flip(pairs, axis=axis) * signed_sin
-    turned_BTNR = turned.astype(x_BTNH.dtype).reshape(rotated.shape)
-    if size == x_BTNH.shape[-1]:
-        return turned_BTNR
-    return lax.dynamic_update_slice_in_dim(x_BTNH, turned_BTNR, 0, axis=-1)

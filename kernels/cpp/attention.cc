@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "numbers.h"
 #include "parallel.h"
 
 namespace bombus {
@@ -47,13 +48,6 @@ int64_t find_seen(const Source& source, int64_t tokens, int64_t row, int32_t* ou
     }
   }
   return count;
-}
-
-inline uint16_t bfloat16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to the nearest, ties to even
 }
 
 // Puts the parts of one key/value head together.

@@ -1,0 +1,95 @@
+// What XLA calls between products. kernels/native_rows.py is the other side.
+#include <cstdint>
+#include <string>
+
+#include "kernels.h"
+#include "rows.h"
+#include "xla/ffi/api/ffi.h"
+#include "xla_pool.h"
+
+namespace bombus {
+namespace {
+
+namespace ffi = ::xla::ffi;
+
+ffi::Error wrong(const char* what) { return ffi::Error::InvalidArgument(std::string("bombus: ") + what); }
+
+bool kind_of(ffi::DataType type, Values* kind) {
+  *kind = type == ffi::F32 ? Values::kF32 : Values::kBF16;
+  return type == ffi::F32 || type == ffi::BF16;
+}
+
+// x (..., D) and scale (D,).
+ffi::Error norm(ffi::ThreadPool threads, float epsilon, float offset, ffi::AnyBuffer x, ffi::AnyBuffer scale,
+                ffi::Result<ffi::AnyBuffer> out) {
+  Norm call;
+  if (!kind_of(x.element_type(), &call.x_kind) || !kind_of(scale.element_type(), &call.scale_kind) ||
+      !kind_of(out->element_type(), &call.out_kind))
+    return wrong("norm: wrong types");
+  const auto sizes = x.dimensions();
+  call.size = static_cast<int64_t>(scale.element_count());
+  const int64_t count = static_cast<int64_t>(x.element_count());
+  if (sizes.size() < 1 || sizes[sizes.size() - 1] != call.size || static_cast<int64_t>(out->element_count()) != count)
+    return wrong("norm: wrong shapes");
+  call.rows = call.size ? count / call.size : 0;
+  call.x = x.untyped_data();
+  call.scale = scale.untyped_data();
+  call.out = out->untyped_data();
+  call.epsilon = epsilon;
+  call.offset = offset;
+  XlaPool pool(&threads);
+  rms_norm(call, pool);
+  return ffi::Error::Success();
+}
+
+// x (B, T, N, H), cos (B, T, 1, 1, R) and sin (B, T, 1, 2, R).
+ffi::Error turn(ffi::ThreadPool threads, bool interleaved, ffi::AnyBuffer x, ffi::Buffer<ffi::F32> cos,
+                ffi::Buffer<ffi::F32> sin, ffi::Result<ffi::AnyBuffer> out) {
+  Rotation call;
+  const auto sizes = x.dimensions();
+  if (sizes.size() != 4 || cos.dimensions().size() != 5 || out->element_type() != x.element_type() ||
+      !kind_of(x.element_type(), &call.kind))
+    return wrong("rotation: wrong arrays");
+  call.tokens = sizes[0] * sizes[1];
+  call.heads = sizes[2];
+  call.size = sizes[3];
+  call.pairs = cos.dimensions()[4];
+  const int64_t angles = call.tokens * call.pairs;
+  if (2 * call.pairs > call.size || static_cast<int64_t>(cos.element_count()) != angles ||
+      static_cast<int64_t>(sin.element_count()) != 2 * angles || out->element_count() != x.element_count())
+    return wrong("rotation: wrong shapes");
+  call.x = x.untyped_data();
+  call.cos = cos.typed_data();
+  call.sin = sin.typed_data();
+  call.out = out->untyped_data();
+  call.interleaved = interleaved;
+  XlaPool pool(&threads);
+  rotate(call, pool);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace bombus
+
+namespace ffi = ::xla::ffi;
+
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* bombus_norm(XLA_FFI_CallFrame*);
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* bombus_rotate(XLA_FFI_CallFrame*);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_norm, bombus::norm,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<float>("epsilon")
+                                  .Attr<float>("offset")
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_rotate, bombus::turn,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<bool>("interleaved")
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>());
