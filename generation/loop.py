@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bombus.generation.kept import program_key, traced
+from bombus.generation.memory import give_back
 from bombus.generation.state import Call, Plan, State, Strategy, append, empty_state
 from bombus.layers import Cache
 from bombus.models import Model, Params
@@ -171,10 +172,16 @@ def _compiled(
     pool = ThreadPoolExecutor()
     # The first compiles while the second is traced, and the second while the first runs.
     first = traced(key, "prefill", partial(prefill.__wrapped__, model, plan=plan), (params, tokens, mask, done, call))
-    compiled = pool.submit(lambda: first.lower().compile())
+    compiled = pool.submit(_compile, first)
     # The state is given away.
     again = (params, first.out_info, done, call, until)
     second = traced(key, "decode", partial(decode.__wrapped__, model, plan=plan), again, donated=(1,))
-    loop = pool.submit(lambda: second.lower().compile())
+    loop = pool.submit(_compile, second)
     pool.shutdown(wait=False)
     return Programs(prefill=compiled.result(), loop=loop)
+
+
+def _compile(traced: jax.stages.Traced) -> jax.stages.Compiled:
+    compiled = traced.lower().compile()
+    give_back()
+    return compiled

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -19,6 +20,12 @@ from bombus.layers.rotary import Rotary
 Place = Literal["all", "before", "after", "new"]
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("positions_BT", "keys_BS", "length"),
+    meta_fields=(),
+    drop_fields=("_made",),
+)
 @dataclass(frozen=True, kw_only=True)
 class AttentionContext:
     """What all layers of one call share.

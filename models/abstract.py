@@ -17,8 +17,7 @@ from bombus.policies.formats import Format
 
 def abstract_module(spec: DecoderSpec, formats: Mapping[str, Format]) -> nnx.Module:
     """The module tree with shapes in place of arrays, stored as `formats` says where it names a parameter."""
-
-    module = architecture_of(spec).build(spec)
+    module = nnx.merge(*_built(spec))
     layers = named_layers(module)
     for path, format in formats.items():
         layer, _, name = path.rpartition(".")
@@ -26,12 +25,16 @@ def abstract_module(spec: DecoderSpec, formats: Mapping[str, Format]) -> nnx.Mod
     return module
 
 
-# A load asks for them more than once, and building a module of many layers takes a good part of a second.
+# Building a module of many layers takes a good part of a second, and a load asks for it more than once.
+@lru_cache(maxsize=8)
+def _built(spec: DecoderSpec) -> tuple[nnx.GraphDef[Any], nnx.State]:
+    return nnx.split(architecture_of(spec).build(spec))
+
+
 @lru_cache(maxsize=8)
 def abstract_shapes(spec: DecoderSpec) -> Mapping[str, tuple[int, ...]]:
     """The shape of every parameter of a model of `spec`, by path."""
-    state = nnx.state(abstract_module(spec, {}))
-    shapes = {dotted(key): variable.get_value().shape for key, variable in nnx.to_flat_state(state)}
+    shapes = {dotted(key): variable.get_value().shape for key, variable in nnx.to_flat_state(_built(spec)[1])}
     return MappingProxyType(shapes)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from bombus.layers import AttentionContext, Block, Cache, Dense, Embedding
+from bombus.layers import AttentionContext, Block, Cache, Dense, Embedding, LayerCache
 from bombus.models.spec import DecoderSpec
 
 _LOGITS_TYPE = jnp.dtype(jnp.float32)
@@ -95,7 +96,7 @@ class DecoderModel(nnx.Module):
         x = self.embed(tokens_BT, positions)
         layers = []
         for index, block in enumerate(self.decoder.blocks):
-            x, cached = block(x, context, None if cache is None else cache.layers[index])
+            x, cached = _run_block(*nnx.split(block), x, context, None if cache is None else cache.layers[index])
             if cached is not None:
                 layers.append(cached)
         if cache is not None:
@@ -134,6 +135,14 @@ class DecoderModel(nnx.Module):
             logits = self.language_modeling_head.output(hidden_BTD)
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+# jit: blocks that are alike are traced and lowered once. XLA inlines the calls and shares what they have in common.
+@partial(jax.jit, static_argnums=0)
+def _run_block(
+    graph: nnx.GraphDef[Block], state: nnx.State, x: jax.Array, context: AttentionContext, cached: LayerCache | None
+) -> tuple[jax.Array, LayerCache | None]:
+    return nnx.merge(graph, state)(x, context, cached)
 
 
 def _context(positions: jax.Array, mask_BT: jax.Array, cache: Cache | None) -> tuple[AttentionContext, Cache | None]:

@@ -55,7 +55,7 @@ def test_products_side_by_side(threads: int, callers: int) -> None:
     support = Path(__file__).resolve().parents[1] / "support"
     # XLA makes as many threads as $NPROC says.
     environment = {**os.environ, "PYTHONPATH": str(support), "JAX_PLATFORMS": "cpu", "NPROC": str(threads)}
-    command = [sys.executable, "-c", PROGRAM, "40", str(callers)]
+    command = [sys.executable, "-P", "-c", PROGRAM, "40", str(callers)]
     # The limit is for products that wait for each other for ever.
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr

@@ -241,7 +241,9 @@ def test_shard_map() -> None:
     here = os.path.dirname(__file__)
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{here}/../support"}
-    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SHARDED], env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
 
 
