@@ -32,6 +32,7 @@ class Measurement:
     to read, weights and cache half way through the new tokens. load_seconds, load_memory: of the load alone, imports
     left out; load_memory is its peak in bytes. prepare_seconds: of making programs or contexts for this workload.
     start_seconds: from the start of the process to its first token, None for a workload that was not the first.
+    alone_memory: the peak of a round before anything was made for other workloads; None as well.
     """
 
     contender: str
@@ -45,6 +46,7 @@ class Measurement:
     prepare_seconds: float
     start_seconds: float | None
     samples: tuple[Sample, ...]
+    alone_memory: int | None = None
 
     @property
     def steps(self) -> int:
@@ -73,7 +75,9 @@ class Measurement:
 
     @property
     def peak_memory(self) -> int | None:
-        """The largest peak of any round, in bytes."""
+        """The peak of generating, in bytes: alone where that was measured, else the largest of any round."""
+        if self.alone_memory is not None:
+            return self.alone_memory
         peaks = [sample.peak_memory for sample in self.samples if sample.peak_memory is not None]
         return max(peaks) if peaks else None
 

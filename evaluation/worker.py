@@ -68,14 +68,19 @@ class Worker:
         return {**facts, **self.prepare(workload, is_first=True)}
 
     def prepare(self, workload: dict[str, int], is_first: bool = False) -> dict[str, Any]:
-        """Compiles or makes room, and runs once to two tokens: the first run is slower."""
+        """Compiles or makes room, and runs once to two tokens: the first run is slower.
+
+        Of the first workload also the peak of a round, before there are programs and caches for others.
+        """
         work = Workload(**workload)
         began = time.perf_counter()
         facts = self._contender.prepare(work)
         ready = time.perf_counter()
         first = self._contender.run(work, min(2, work.new_tokens))
         since = ready - self._began + first.first_seconds
-        return {**facts, "prepare_seconds": ready - began, "start_seconds": since if is_first else None}
+        alone = self.measure(workload)["peak_memory"] if is_first else None
+        found = {"prepare_seconds": ready - began, "start_seconds": since if is_first else None}
+        return {**facts, **found, "alone_memory": alone}
 
     def measure(self, workload: dict[str, int], dispatch: bool = False) -> dict[str, Any]:
         """One round: seconds, the peak of memory, the tokens."""

@@ -31,7 +31,13 @@ _TESTS = Path(__file__).resolve().parent
 ONCE = (
     *("malformed", "policies", "cli", "loader"),
     *("test_architecture.py", "test_notebooks.py", "test_readme.py", "test_train_shakespeare.py"),
-    *("test_packaging.py", "test_precision_properties.py", "kernels/test_quantiz", "kernels/test_requantize.py"),
+    *(
+        "test_packaging.py",
+        "test_tables.py",
+        "test_precision_properties.py",
+        "kernels/test_quantiz",
+        "kernels/test_requantize.py",
+    ),
     *(f"generation/test_{name}" for name in ("text", "refusals", "request", "engine", "make_sampling", "processors")),
     *(f"generation/test_{name}" for name in ("beam", "contrastive", "lookup", "kv_formats", "batches", "streams")),
     *(f"models/test_{name}" for name in ("rotary", "mixture_specs", "spec", "released", "further_blocks", "onnx")),

@@ -11,6 +11,7 @@
 #include "attention.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "stored.h"
 #include "target.h"
 
 #if defined(BOMBUS_X86)
@@ -59,7 +60,6 @@ struct Isa {
   static bool fast_subnormals() { return __builtin_cpu_is("amd"); }
 };
 
-inline float from_bits(uint32_t bits);
 inline __m256i bytes_at(const uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
 
 // Decoders: kCodes codes in kBytes bytes become kVectors vectors, of which lane `lane` of vector `vector` holds input

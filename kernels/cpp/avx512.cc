@@ -9,6 +9,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "stored.h"
 #include "target.h"
 
 #if defined(BOMBUS_X86)

@@ -12,6 +12,7 @@
 #include "attention.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "stored.h"
 
 namespace bombus {
 namespace plain {
@@ -41,10 +42,6 @@ struct Isa {
     ~Subnormals() {}  // not trivial, or it would count as unused
   };
 };
-
-float from_bits(uint32_t bits);
-float half(uint16_t bits);
-float e4m3(uint8_t code);
 
 // The values of all codes of eight bits.
 struct Table {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from measured import measurement
 
@@ -22,9 +24,11 @@ def test_the_share_of_the_bandwidth_counts_each_step_once() -> None:
     assert measurement().fraction_of(55_000.0) == 0.5
 
 
-def test_memory_is_the_largest_peak_over_weights_and_cache() -> None:
+def test_memory_is_the_peak_alone_or_the_largest_over_weights_and_cache() -> None:
     found = measurement()
     assert (found.peak_memory, found.memory_ratio) == (1500, 1.25)
+    alone = replace(found, alone_memory=1320)
+    assert (alone.peak_memory, alone.memory_ratio) == (1320, 1.1)
     unknown = measurement(peaks=(None, None, None))
     assert (unknown.peak_memory, unknown.memory_ratio) == (None, None)
 

@@ -50,8 +50,8 @@ def test_ours_counts_from_the_start_of_its_process(steady: Steady) -> None:
     """Prepared between 50 and 60; the process began at 10; the first token after another 100."""
     found = worker.Worker(10.0).load({"name": "a", "kind": "bombus"}, WORK)
     facts = {"weight_bytes": 100, "load_memory": 250, "cache_bytes": 10, "step_bytes": 1.0}
-    assert found == {**facts, "prepare_seconds": 10.0, "start_seconds": 150.0}
-    assert steady.asked == [2], "one short run, which is slower than the next"
+    assert found == {**facts, "prepare_seconds": 10.0, "start_seconds": 150.0, "alone_memory": 250}
+    assert steady.asked == [2, 9], "one short run, which is slower than the next, and one for its peak of memory"
 
 
 def test_a_rival_does_not_pay_for_our_imports(steady: Steady) -> None:
@@ -60,10 +60,12 @@ def test_a_rival_does_not_pay_for_our_imports(steady: Steady) -> None:
     assert (found["prepare_seconds"], found["start_seconds"]) == (5.0, 115.0)
 
 
-def test_a_further_workload_has_no_start(steady: Steady) -> None:
+def test_a_further_workload_has_no_start_and_nothing_alone(steady: Steady) -> None:
     serving = worker.Worker(10.0)
     serving.load({"name": "a", "kind": "bombus"}, WORK)
-    assert serving.prepare(WORK)["start_seconds"] is None
+    steady.asked.clear()
+    found = serving.prepare(WORK)
+    assert (found["start_seconds"], found["alone_memory"], steady.asked) == (None, None, [2])
 
 
 def test_a_round_has_its_peak_above_what_was_there_before_the_load(steady: Steady) -> None:

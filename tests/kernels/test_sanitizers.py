@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels" / "cpp"
-CHECKS = [ROOT / "tests" / "native" / name for name in ("check_product.cc", "check_attention.cc")]
+CHECKS = [ROOT / "tests" / "native" / name for name in ("check_product.cc", "check_attention.cc", "check_rows.cc")]
 # XLA's side, and the instruction sets that have a program of their own.
 ELSEWHERE = ("ffi", "avx512", "amx")
 COMPILER = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
@@ -26,6 +26,7 @@ SANITIZERS = {
 ROUNDS = {
     "check_product": {"address": 100, "thread": 25},
     "check_attention": {"address": 25, "thread": 6},
+    "check_rows": {"address": 200, "thread": 50},
 }
 
 pytestmark = [
@@ -67,7 +68,7 @@ def build(flags: list[str], folder: Path) -> list[Path]:
 def test_products_are_right_and_clean(sanitizer: str, tmp_path: Path) -> None:
     """Random products on several threads, in buffers as long as what they hold: nothing is said, float64 agrees.
 
-    And so for attention.
+    And so for attention, and for what is done to rows.
     """
     for program, seed, threads in (
         (program, *run) for program in build(SANITIZERS[sanitizer], tmp_path) for run in ((1, 3), (2, 7))

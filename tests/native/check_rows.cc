@@ -1,0 +1,140 @@
+// Normalization and rotation without XLA, for sanitizers: random rows on a pool of threads, compared with float64.
+//
+// As in check_product.cc every buffer is exactly as long as what it holds.
+//
+// check_rows SEED ROUNDS THREADS
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+
+#include "checking.h"
+#include "rows.h"
+
+namespace bombus {
+
+// Not compiled in: these kernels are checked by a program of their own.
+const Kernels* avx512_kernels() { return nullptr; }
+const Kernels* avx512_bf16_kernels() { return nullptr; }
+const Kernels* amx_kernels() { return nullptr; }
+
+namespace {
+
+struct Random {
+  std::mt19937_64 bits;
+  int64_t below(int64_t count) { return std::uniform_int_distribution<int64_t>(0, count - 1)(bits); }
+  float normal() { return std::normal_distribution<float>()(bits); }
+};
+
+// Numbers of one of the two types.
+struct Numbers {
+  Values kind;
+  Bytes bytes;
+
+  Numbers(Random& random, Values kind, int64_t count)
+      : kind(kind), bytes(static_cast<size_t>(count * (kind == Values::kF32 ? 4 : 2)), static_cast<size_t>(random.below(4)) * 4) {
+    for (int64_t at = 0; at < count; ++at) {
+      const float value = random.normal();
+      uint32_t word;
+      std::memcpy(&word, &value, 4);
+      if (kind == Values::kF32) bytes.put<float>(at, value);
+      else bytes.put<uint16_t>(at, static_cast<uint16_t>(word >> 16));
+    }
+  }
+  double at(int64_t index) const { return kind == Values::kF32 ? float_at(bytes, index) : bfloat16_at(bytes, index); }
+  const float* floats() const { return reinterpret_cast<const float*>(bytes.data()); }
+};
+
+Values some_kind(Random& random) { return random.below(2) ? Values::kF32 : Values::kBF16; }
+
+bool close(const char* what, const Numbers& out, int64_t at, double expected, double size) {
+  const double bound = (out.kind == Values::kF32 ? 1e-6 : 0x1p-8) * std::fabs(expected) + 1e-6 * size;
+  if (std::fabs(out.at(at) - expected) <= bound) return true;
+  std::printf("%s: value %d is %g, not %g\n", what, static_cast<int>(at), out.at(at), expected);
+  return false;
+}
+
+bool check_norm(Random& random, Pool& pool) {
+  Norm call;
+  call.rows = random.below(40);
+  call.size = 1 + random.below(random.below(4) ? 90 : 3000);
+  const Numbers x(random, some_kind(random), call.rows * call.size), scale(random, some_kind(random), call.size);
+  Numbers out(random, some_kind(random), call.rows * call.size);
+  call.x = x.bytes.data(), call.x_kind = x.kind;
+  call.scale = scale.bytes.data(), call.scale_kind = scale.kind;
+  call.out = out.bytes.data(), call.out_kind = out.kind;
+  call.epsilon = 1e-3f;
+  call.offset = static_cast<float>(random.below(2));
+  rms_norm(call, pool);
+  for (int64_t row = 0; row < call.rows; ++row) {
+    double sum = 0.0;
+    for (int64_t at = row * call.size; at < (row + 1) * call.size; ++at) sum += x.at(at) * x.at(at);
+    const double factor = 1.0 / std::sqrt(sum / static_cast<double>(call.size) + static_cast<double>(call.epsilon));
+    for (int64_t at = 0; at < call.size; ++at) {
+      const double expected = x.at(row * call.size + at) * factor * (static_cast<double>(call.offset) + scale.at(at));
+      if (!close("norm", out, row * call.size + at, expected, 0.0)) return false;
+    }
+  }
+  return true;
+}
+
+bool check_rotation(Random& random, Pool& pool) {
+  Rotation call;
+  call.tokens = random.below(9);
+  call.heads = 1 + random.below(20);
+  call.size = 2 + random.below(random.below(3) ? 40 : 300);
+  call.pairs = 1 + random.below(call.size / 2);
+  call.interleaved = random.below(2) != 0;
+  const int64_t count = call.tokens * call.heads * call.size;
+  const Numbers x(random, some_kind(random), count), cos(random, Values::kF32, call.tokens * call.pairs);
+  Numbers sin(random, Values::kF32, 2 * call.tokens * call.pairs), out(random, x.kind, count);
+  call.x = x.bytes.data(), call.kind = x.kind, call.out = out.bytes.data();
+  call.cos = cos.floats(), call.sin = sin.floats();
+  rotate(call, pool);
+  for (int64_t row = 0; row < call.tokens * call.heads; ++row)
+    for (int64_t at = 0; at < call.size; ++at) {
+      const int64_t place = row * call.size, token = row / call.heads;
+      const int64_t pair = call.interleaved ? at / 2 : at % call.pairs;
+      const bool first = call.interleaved ? at % 2 == 0 : at < call.pairs;
+      const int64_t other = call.interleaved ? at ^ 1 : first ? at + call.pairs : at - call.pairs;
+      double expected = x.at(place + at), size = 0.0;
+      if (at < 2 * call.pairs) {
+        const double turned = x.at(place + other) * sin.at((2 * token + 1) * call.pairs + pair);
+        expected = expected * cos.at(token * call.pairs + pair);
+        size = std::fabs(expected) + std::fabs(turned);
+        expected += first ? -turned : turned;
+      }
+      if (!close("rotation", out, place + at, expected, size)) return false;
+    }
+  return true;
+}
+
+}  // namespace
+}  // namespace bombus
+
+int main(int count, char** arguments) {
+  using namespace bombus;
+  if (count != 4) return 2;
+  const uint64_t seed = std::strtoull(arguments[1], nullptr, 10);
+  const int rounds = std::atoi(arguments[2]);
+  Threads pool(std::atoi(arguments[3]));
+  std::atomic<bool> right{true};
+  std::atomic<int> left{rounds}, compared{0};
+  // Two callers at the same time.
+  const auto run = [&] {
+    for (int round; right && (round = --left) >= 0; ++compared) {
+      Random random{std::mt19937_64(seed * 1000003 + static_cast<uint64_t>(round))};
+      if (!check_norm(random, pool) || !check_rotation(random, pool)) right = false;
+    }
+  };
+  std::thread other(run);
+  run();
+  other.join();
+  if (right) std::printf("plain %d products are right\n", compared.load());
+  return right ? 0 : 1;
+}
