@@ -107,8 +107,8 @@ def main() -> None:
             json.dumps({"machine": str(this_machine()), "kernels": native.kernels_in_use(), "tables": tables}, indent=2)
         )
         return
-    names = list(tables[0]["rows"])
-    print(f"| format | plain read, GB/s | {' | '.join(f'{name} rows, GB/s' for name in names)} |")
+    names = [f"{name} {'row' if name == '1' else 'rows'}, GB/s" for name in tables[0]["rows"]]
+    print(f"| format | plain read, GB/s | {' | '.join(names)} |")
     print("|---" * (len(names) + 2) + "|")
     for table in tables:
         cells = [f"{row['gigabytes_per_second']} ({row['of_the_read']})" for row in table["rows"].values()]
