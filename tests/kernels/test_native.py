@@ -25,8 +25,8 @@ from bombus.policies.formats import find_format
 pytestmark = pytest.mark.skipif(not KERNELS, reason=REASON)
 F32, BF16, F16 = (jnp.dtype(name) for name in ("float32", "bfloat16", "float16"))
 each_kernel = pytest.mark.parametrize("kernels", KERNELS)
-# With at most four rows weights are streamed; beyond that they are decoded in strips.
-ROWS = (1, 2, 3, 4, 5, 17)
+# With at most eight rows weights are streamed, four rows at a time; beyond that they are decoded in strips.
+ROWS = (1, 2, 3, 4, 5, 7, 17)
 
 
 @jax.jit
@@ -51,7 +51,7 @@ def test_every_format(shape: tuple[int, int]) -> None:
     random = np.random.default_rng(shape)
     weights = [weight_of(format, shape, random) for format in EVERY]
     values = [exact(weight) for weight in weights]
-    for rows, dtype in ((1, F32), (4, BF16), (17, F16)):
+    for rows, dtype in ((1, F32), (7, BF16), (17, F16)):
         x = rows_of(rows, shape[1], dtype, random)
         for kernels in KERNELS:
             for weight, expected, found in zip(weights, values, multiply(x, weights, kernels), strict=True):
@@ -91,6 +91,22 @@ def test_the_model_is_the_one_of_the_formats() -> None:
         parts = {name: np.asarray(part) for name, part in weight.parts.items()}
         expected = model.decode(codes, parts, format.name, **dict(format.options))
         np.testing.assert_allclose(exact(weight), expected, rtol=1e-15, err_msg=str(format))
+
+
+@each_kernel
+def test_few_rows_are_each_as_alone(kernels: str) -> None:
+    """Bit for bit: up to eight users get what each would by itself. Not of int4, of which one row is decoded otherwise."""
+    if kernels not in ("plain", "avx2", "avx512"):
+        pytest.skip("these take several rows with other instructions")
+    random = np.random.default_rng(8)
+    formats = [format for format in SOME if not str(format).startswith("int4")]
+    weights = [weight_of(format, (37, 300), random) for format in formats]
+    for rows in (2, 4, 7, 8):
+        x = rows_of(rows, 300, BF16, random)
+        each = [multiply(x[row : row + 1], weights, kernels) for row in range(rows)]
+        for index, found in enumerate(multiply(x, weights, kernels)):
+            alone = np.concatenate([one[index] for one in each])
+            np.testing.assert_array_equal(found, alone, err_msg=f"{formats[index]}, {rows} rows")
 
 
 @each_kernel
