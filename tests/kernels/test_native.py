@@ -95,7 +95,7 @@ def test_the_model_is_the_one_of_the_formats() -> None:
 
 @each_kernel
 def test_few_rows_are_each_as_alone(kernels: str) -> None:
-    """Bit for bit: up to eight users get what each would by itself. Not of int4, of which one row is decoded otherwise."""
+    """Bit for bit: up to eight users get what each would alone. Not of int4, of which one row is decoded otherwise."""
     if kernels not in ("plain", "avx2", "avx512"):
         pytest.skip("these take several rows with other instructions")
     random = np.random.default_rng(8)
