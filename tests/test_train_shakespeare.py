@@ -113,10 +113,11 @@ def test_noise_replaces_inputs_only(tokenizer: tokenizers.Tokenizer, text: str) 
 def test_dropout_cuts_every_pass_into_other_tokens(tokenizer: tokenizers.Tokenizer, text: str) -> None:
     from shakespeare_data import batches
 
-    _, targets = next(batches(tokenizer, text, settings(dropout=0.5)))
-    cut = tokenizer.decode(targets[0].tolist())
-    assert cut in text
-    assert len(tokenizer.encode(cut).ids) < 16
+    # Which merges are left out has no seed: of one row it may be none.
+    some = list(islice(batches(tokenizer, text, settings(dropout=0.5)), 10))
+    cut = [tokenizer.decode(row.tolist()) for _, targets in some for row in targets]
+    assert all(row in text for row in cut)
+    assert sum(len(tokenizer.encode(row).ids) for row in cut) < 16 * len(cut)
     assert tokenizer.model.dropout is None, "the tokenizer that is shipped is changed"
 
 
