@@ -11,6 +11,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from inspect import unwrap
 from typing import Any
 
 import jax
@@ -170,12 +171,13 @@ def _compiled(
     until = jax.ShapeDtypeStruct((), jnp.int32)
     key = program_key(model, plan, (params, call, tokens))
     pool = ThreadPoolExecutor()
+    # Unwrapped: what the functions of this module have traced stays in JAX's caches.
     # The first compiles while the second is traced, and the second while the first runs.
-    first = traced(key, "prefill", partial(prefill.__wrapped__, model, plan=plan), (params, tokens, mask, done, call))
+    first = traced(key, "prefill", partial(unwrap(prefill), model, plan=plan), (params, tokens, mask, done, call))
     compiled = pool.submit(_compile, first)
     # The state is given away.
     again = (params, first.out_info, done, call, until)
-    second = traced(key, "decode", partial(decode.__wrapped__, model, plan=plan), again, donated=(1,))
+    second = traced(key, "decode", partial(unwrap(decode), model, plan=plan), again, donated=(1,))
     loop = pool.submit(_compile, second)
     pool.shutdown(wait=False)
     return Programs(prefill=compiled.result(), loop=loop)
