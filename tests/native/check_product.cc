@@ -24,11 +24,6 @@
 
 namespace bombus {
 
-// Not compiled in: these kernels are checked by a program of their own.
-const Kernels* avx512_kernels() { return nullptr; }
-const Kernels* avx512_bf16_kernels() { return nullptr; }
-const Kernels* amx_kernels() { return nullptr; }
-
 namespace {
 
 // A product with buffers of its own, and what is right.

@@ -18,18 +18,7 @@
 
 namespace bombus {
 
-// Not compiled in: these kernels are checked by a program of their own.
-const Kernels* avx512_kernels() { return nullptr; }
-const Kernels* avx512_bf16_kernels() { return nullptr; }
-const Kernels* amx_kernels() { return nullptr; }
-
 namespace {
-
-struct Random {
-  std::mt19937_64 bits;
-  int64_t below(int64_t count) { return std::uniform_int_distribution<int64_t>(0, count - 1)(bits); }
-  float normal() { return std::normal_distribution<float>()(bits); }
-};
 
 // Numbers of one of the two types.
 struct Numbers {

@@ -1,4 +1,5 @@
-// What the programs that check kernels have in common: a pool of threads, buffers, and stored numbers in float64.
+// What the programs that check kernels have in common, each of one source that includes this: a pool of threads,
+// buffers, chance, and stored numbers in float64.
 #pragma once
 
 #include <cmath>
@@ -9,7 +10,9 @@
 #include <deque>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <mutex>
+#include <random>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -17,6 +20,11 @@
 #include "kernels.h"
 
 namespace bombus {
+
+// Not compiled in: these kernels are checked by a program of their own.
+const Kernels* avx512_kernels() { return nullptr; }
+const Kernels* avx512_bf16_kernels() { return nullptr; }
+const Kernels* amx_kernels() { return nullptr; }
 
 class Threads final : public Pool {
  public:
@@ -88,6 +96,16 @@ class Bytes {
  private:
   size_t size_, offset_;
   void* memory_;
+};
+
+// What is drawn by chance.
+struct Random {
+  std::mt19937_64 bits;
+  int64_t below(int64_t count) { return std::uniform_int_distribution<int64_t>(0, count - 1)(bits); }
+  float normal() { return std::normal_distribution<float>()(bits); }
+  std::unique_ptr<Bytes> buffer(int64_t size) {
+    return std::unique_ptr<Bytes>(new Bytes(static_cast<size_t>(size), static_cast<size_t>(below(4)) * 4));
+  }
 };
 
 // A floating code by the definition of its fields. With `kind` of infinity: 'f' as IEEE, 'n' only NaN at the very top.
