@@ -327,7 +327,7 @@ std::unique_ptr<Running> start(const Product& product) {
 }
 
 void multiply(const Product* products, int64_t count, Pool& pool) {
-  run(products, count, pool, start, *avx512_bf16_kernels());
+  run(products, count, pool, start, avx512_bf16_kernels());
 }
 
 const Kernels kKernels = {"amx", multiply};

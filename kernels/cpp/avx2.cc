@@ -10,7 +10,7 @@
 
 #include "attention.h"
 #include "kernels.h"
-#include "parallel.h"
+#include "running.h"
 #include "stored.h"
 #include "target.h"
 
@@ -22,7 +22,7 @@ namespace bombus {
 namespace avx2 {
 
 struct Isa {
-  static constexpr int kLanes = 8, kStreamOutputs = 4, kTileRows = 4, kTileOutputs = 3;
+  static constexpr int kLanes = 8, kTileRows = 4, kTileOutputs = 3;
   using F = __m256;
   using Index = __m256i;
   static F zero() { return _mm256_setzero_ps(); }

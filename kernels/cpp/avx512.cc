@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "parallel.h"
+#include "running.h"
 #include "stored.h"
 #include "target.h"
 
@@ -21,7 +21,7 @@ namespace avx512 {
 
 struct Isa {
   // 24 sums, 6 rows of the weight and one of x: 31 of the 32 registers.
-  static constexpr int kLanes = 16, kStreamOutputs = 4, kTileRows = 4, kTileOutputs = 6;
+  static constexpr int kLanes = 16, kTileRows = 4, kTileOutputs = 6;
   using F = __m512;
   using Index = __m512i;
   static F zero() { return _mm512_setzero_ps(); }

@@ -226,7 +226,7 @@ std::unique_ptr<Running> start(const Product& product) {
   }
 }
 
-void multiply(const Product* products, int64_t count, Pool& pool) { run(products, count, pool, start, *avx512_kernels()); }
+void multiply(const Product* products, int64_t count, Pool& pool) { run(products, count, pool, start, avx512_kernels()); }
 
 const Kernels kKernels = {"avx512_bf16", multiply};
 

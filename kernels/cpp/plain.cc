@@ -11,14 +11,14 @@
 
 #include "attention.h"
 #include "kernels.h"
-#include "parallel.h"
+#include "running.h"
 #include "stored.h"
 
 namespace bombus {
 namespace plain {
 
 struct Isa {
-  static constexpr int kLanes = 4, kStreamOutputs = 4, kTileRows = 4, kTileOutputs = 2;
+  static constexpr int kLanes = 4, kTileRows = 4, kTileOutputs = 2;
   typedef float F __attribute__((vector_size(16)));
   struct Index {};
   static F zero() { return F{}; }

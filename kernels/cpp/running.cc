@@ -7,7 +7,7 @@
 namespace bombus {
 
 void run(const Product* products, int64_t count, Pool& pool, std::unique_ptr<Running> (*start)(const Product&),
-         const Kernels& others) {
+         const Kernels* others) {
   constexpr int64_t kRows = 16;
   struct Part {
     Running* running;
@@ -31,7 +31,7 @@ void run(const Product* products, int64_t count, Pool& pool, std::unique_ptr<Run
     cut(rows, one.get(), product.x.rows, kRows);
     running.push_back(std::move(one));
   }
-  if (!left.empty()) others.multiply(left.data(), static_cast<int64_t>(left.size()), pool);
+  if (!left.empty()) others->multiply(left.data(), static_cast<int64_t>(left.size()), pool);
   const auto prepare = [&](int64_t index) { rows[index].running->prepare(rows[index].first, rows[index].last); };
   // To wake a thread for a few rows takes longer than they do.
   if (rows.size() <= running.size())

@@ -1,4 +1,4 @@
-// Products that are under way: what runs their parts on all threads, for instruction sets that leave some to others.
+// Products that are under way: what runs their parts on all threads.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ class Running {
   explicit Running(const Product& product) : product(product) {}
 };
 
-// Runs each product with what `start` returns for it, or with other kernels where that is null.
+// Runs each product with what `start` returns for it, or with other kernels (null: there are none) where that is null.
 void run(const Product* products, int64_t count, Pool& pool, std::unique_ptr<Running> (*start)(const Product&),
-         const Kernels& others);
+         const Kernels* others);
 
 }  // namespace bombus

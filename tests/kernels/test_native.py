@@ -25,7 +25,7 @@ from bombus.policies.formats import find_format
 pytestmark = pytest.mark.skipif(not KERNELS, reason=REASON)
 F32, BF16, F16 = (jnp.dtype(name) for name in ("float32", "bfloat16", "float16"))
 each_kernel = pytest.mark.parametrize("kernels", KERNELS)
-# With at most eight rows weights are streamed, four rows at a time; beyond that they are decoded in strips.
+# With at most eight rows weights are streamed, one row after the other; beyond that they are decoded in strips.
 ROWS = (1, 2, 3, 4, 5, 7, 17)
 
 
