@@ -1,7 +1,7 @@
-"""Programs that an earlier process has traced: read in place of tracing and lowering them again.
+"""Programs that an earlier process has compiled: read in place of tracing, lowering and compiling them again.
 
-What is kept is StableHLO as jax.export writes it, in which nothing is Python. The key is a digest of everything that
-decides what is traced; a program that depends on what no digest can tell, a user's function, is not kept.
+The key is a digest of everything that decides what is traced and what it is compiled for; a program that depends on what
+no digest can tell, a user's function, is not kept.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import FunctionType, MappingProxyType
 from typing import Any
 
@@ -22,14 +25,11 @@ import jax
 import jaxlib
 import ml_dtypes
 import numpy as np
-from jax import export
+from jax.experimental import serialize_executable
 
-from bombus.generation.history import History
-from bombus.generation.sampling import Sampling
-from bombus.generation.state import Call, Logprobs, Plan, State
+from bombus.generation.state import Plan
 from bombus.kernels import native
-from bombus.layers import Cache, LayerCache, Stored
-from bombus.loader.compiled import keep_lowered, lowered_folder, read_lowered, source_digest
+from bombus.loader.compiled import keep_bytes, kept_folder, read_kept, source_digest
 from bombus.models import Model
 
 # What traces programs. JAX's own settings are all in the key but for these, which decide nothing.
@@ -77,7 +77,7 @@ def program_key(model: Model, plan: Plan, arguments: Any) -> str | None:
 
     arguments: a tree of jax.ShapeDtypeStruct, whose shardings say where the arrays are.
     """
-    if lowered_folder() is None:
+    if kept_folder() is None:
         return None
     leaves, tree = jax.tree.flatten(arguments)
     device = jax.devices()[0]
@@ -104,64 +104,33 @@ def program_key(model: Model, plan: Plan, arguments: Any) -> str | None:
 def _versions() -> list[str]:
     versions = [module.__version__ for module in (jax, jaxlib, flax, np, ml_dtypes)]
     folders = [folder for name in _PACKAGES for folder in sys.modules[f"bombus.{name}"].__path__]
-    return [sys.version, platform.machine(), *versions, source_digest(folders)]
-
-
-def traced(
-    key: str | None, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...] = ()
-) -> jax.stages.Traced:
-    """The program of a function for such arguments, to be lowered and compiled: as kept, else traced and kept.
-
-    donated: which of the arguments are given away. Without a key nothing is kept.
-    """
-    if key is None:
-        return jax.jit(function, donate_argnums=donated).trace(*arguments)
-    _know_nodes()
-    # Where the arrays are does not matter to the program, and every array is there. Flat, for trees take long to read.
-    bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
-    leaves, tree = jax.tree.flatten(bare)
-    kept = read_lowered(f"{key}-{name}")
-    if kept is not None:
-        try:
-            return _called(name, export.deserialize(bytearray(kept)), bare, donated)
-        except Exception:  # of flatbuffers, MLIR or JAX: whatever it is, there is another way
-            pass
-    try:
-        # Whatever it calls is as stable as its key, in which all versions are.
-        stable = [export.DisabledSafetyCheck.custom_call("ALL")]
-        flat = jax.jit(lambda *leaves: function(*jax.tree.unflatten(tree, leaves)))
-        exported = export.export(flat, disabled_checks=stable)(*leaves)
-        keep_lowered(f"{key}-{name}", bytes(exported.serialize()))
-    except (ValueError, NotImplementedError):  # what JAX does not export
-        return jax.jit(function, donate_argnums=donated).trace(*arguments)
-    # What the next process will compile, so that it finds it compiled.
-    return _called(name, exported, bare, donated)
-
-
-def _called(
-    name: str, exported: export.Exported, arguments: tuple[Any, ...], donated: tuple[int, ...]
-) -> jax.stages.Traced:
-    def call(*arguments: Any) -> Any:
-        return exported.call(*jax.tree.leaves(arguments))
-
-    call.__name__ = name
-    return jax.jit(call, donate_argnums=donated).trace(*arguments)
+    return [sys.version, platform.machine(), *_processor(), *versions, source_digest(folders)]
 
 
 @cache
-def _know_nodes() -> None:
-    """Tell jax.export how the static fields of our pytrees are written: all are numbers."""
-    # They import the loop, which imports this.
-    from bombus.generation.beam import Beams
-    from bombus.generation.contrastive import Context
-    from bombus.generation.lookup import Drafted
-    from bombus.generation.loop import NextLogits
+def _processor() -> list[str]:
+    """What a program for CPUs is compiled for: a folder may be shared by machines of several kinds."""
+    found = [platform.processor(), str(os.cpu_count())]
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found += sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    return found
 
-    nodes = (Call, Sampling, State, History, Logprobs, Cache, LayerCache, Stored, NextLogits, Beams, Context, Drafted)
-    for node in nodes:
-        export.register_pytree_node_serialization(
-            node,
-            serialized_name=f"{node.__module__}.{node.__qualname__}",
-            serialize_auxdata=lambda values: json.dumps(values).encode(),
-            deserialize_auxdata=lambda text: tuple(json.loads(text)),
-        )
+
+def read_program(key: str | None, name: str) -> jax.stages.Compiled | None:
+    """The program that was kept under a key; None where none was, or what is there cannot be read."""
+    contents = None if key is None else read_kept(f"{key}-{name}")
+    if contents is None:
+        return None
+    try:
+        return serialize_executable.deserialize_and_load(*pickle.loads(contents), execution_devices=jax.devices()[:1])
+    except Exception:  # of pickle, JAX or XLA: whatever it is, there is another way
+        return None
+
+
+def keep_program(key: str | None, name: str, program: jax.stages.Compiled) -> None:
+    """Keep a program for the next process, where there is a key and JAX can write such a program."""
+    if key is None:
+        return
+    with suppress(ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
+        keep_bytes(f"{key}-{name}", pickle.dumps(serialize_executable.serialize(program)))

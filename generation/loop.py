@@ -8,6 +8,7 @@ Shapes: B batch, T prompt bucket, C chunk of it, N new tokens, L = T + N, V voca
 
 from __future__ import annotations
 
+import secrets
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bombus.generation.kept import program_key, traced
+from bombus.generation.kept import keep_program, program_key, read_program
 from bombus.generation.memory import give_back
 from bombus.generation.state import Call, Plan, State, Strategy, append, empty_state
 from bombus.layers import Cache
@@ -129,11 +130,13 @@ class Programs:
     """The two programs, compiled for one number of rows, prompt bucket and plan.
 
     Call `prefill(params, tokens, mask, done, call)` and `decode(params, state, done, call, until)`. The second may
-    still be on its way, while the first reads a prompt: who asks for it waits.
+    still be on its way, while the first reads a prompt: who asks for it waits. `kept` is done when both are in the
+    folder of use_compilation_cache.
     """
 
     prefill: jax.stages.Compiled
     loop: Future[jax.stages.Compiled]
+    kept: Future[None]
 
     @property
     def decode(self) -> jax.stages.Compiled:
@@ -148,6 +151,7 @@ def compile_programs(model: Model, params: Params, batch: int, bucket: int, call
     """
     programs = start_programs(model, params, batch, bucket, call, plan)
     programs.loop.result()
+    programs.kept.result()
     return programs
 
 
@@ -171,19 +175,43 @@ def _compiled(
     until = jax.ShapeDtypeStruct((), jnp.int32)
     key = program_key(model, plan, (params, call, tokens))
     pool = ThreadPoolExecutor()
-    # Unwrapped: what the functions of this module have traced stays in JAX's caches.
+    reading = pool.submit(read_program, key, "decode")
+    known, read = read_program(key, "prefill"), reading.result()
+    if known and read:
+        pool.shutdown()
+        return Programs(prefill=known, loop=_done(read), kept=_done(None))
+    # A name that no other program has: JAX would find the same one in its own cache, and XLA:CPU writes one that was
+    # read without the functions of its kernels.
+    suffix = "" if key is None else f"_{secrets.token_hex(8)}"
+
+    def jit(function: Any, **options: Any) -> Any:
+        # Unwrapped: what the functions of this module have traced stays in JAX's caches.
+        bound: Any = partial(unwrap(function), model, plan=plan)
+        bound.__name__ = function.__name__ + suffix
+        return jax.jit(bound, **options)
+
     # The first compiles while the second is traced, and the second while the first runs.
-    first = traced(key, "prefill", partial(unwrap(prefill), model, plan=plan), (params, tokens, mask, done, call))
+    first = jit(prefill).trace(params, tokens, mask, done, call)
     compiled = pool.submit(_compile, first)
     # The state is given away.
-    again = (params, first.out_info, done, call, until)
-    second = traced(key, "decode", partial(unwrap(decode), model, plan=plan), again, donated=(1,))
-    loop = pool.submit(_compile, second)
+    loop = pool.submit(_compile, jit(decode, donate_argnums=1).trace(params, first.out_info, done, call, until))
+
+    def keep() -> None:
+        keep_program(key, "prefill", compiled.result())
+        keep_program(key, "decode", loop.result())
+
+    kept = pool.submit(keep)
     pool.shutdown(wait=False)
-    return Programs(prefill=compiled.result(), loop=loop)
+    return Programs(prefill=compiled.result(), loop=loop, kept=kept)
 
 
 def _compile(traced: jax.stages.Traced) -> jax.stages.Compiled:
     compiled = traced.lower().compile()
     give_back()
     return compiled
+
+
+def _done(result: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future

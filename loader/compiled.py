@@ -1,4 +1,4 @@
-"""Where compiled programs are kept for the next process, and beside them what they were compiled from."""
+"""Where compiled programs are kept for the next process."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from bombus.loader.cache import cache_folder
 
-_LOWERED = "lowered"
-_MAGIC = b"bombus lowered program 1\n"
+_PROGRAMS = "programs"
+_MAGIC = b"bombus compiled program 1\n"
 _chosen: list[Path] = []
 
 
@@ -25,8 +25,8 @@ def use_compilation_cache(folder: str | PathLike[str] | None = None) -> Path:
 
     By default `compiled` beside the cache of converted parameters ($BOMBUS_CACHE, else ~/.cache/bombus), or where JAX
     keeps them already. It is JAX's persistent compilation cache, switched on for all of this process; the programs of
-    generation are also kept there as they are before XLA compiles them, so that the next process does not trace them.
-    What is in the folder is run as it is: it must be one that only you can write.
+    generation are kept there under keys of their own, so that the next process need not even trace them. What is in
+    the folder is run as it is: it must be one that only you can write.
     """
     known = jax.config.values["jax_compilation_cache_dir"]
     chosen = Path(folder or known or cache_folder() / "compiled").expanduser()
@@ -40,34 +40,34 @@ def use_compilation_cache(folder: str | PathLike[str] | None = None) -> Path:
     return chosen
 
 
-def lowered_folder() -> Path | None:
-    """Where programs are kept before they are compiled; None where use_compilation_cache is not in force."""
+def kept_folder() -> Path | None:
+    """Where the programs of generation are kept; None where use_compilation_cache is not in force."""
     values = jax.config.values
     in_force = values["jax_enable_compilation_cache"] and [values["jax_compilation_cache_dir"]] == [*map(str, _chosen)]
-    return _chosen[0] / _LOWERED if in_force else None
+    return _chosen[0] / _PROGRAMS if in_force else None
 
 
-def read_lowered(key: str) -> bytes | None:
+def read_kept(key: str) -> bytes | None:
     """What was kept under a key; None where nothing was, or something else than what was written is there."""
-    folder = lowered_folder()
+    folder = kept_folder()
     contents = b""
     if folder is not None:
         with suppress(OSError):
             contents = (folder / key).read_bytes()
-    lowered = contents[len(_MAGIC) + hashlib.sha256().digest_size :]
-    return lowered if lowered and contents == _sealed(key, lowered) else None
+    program = contents[len(_MAGIC) + hashlib.sha256().digest_size :]
+    return program if program and contents == _sealed(key, program) else None
 
 
-def keep_lowered(key: str, lowered: bytes) -> None:
+def keep_bytes(key: str, program: bytes) -> None:
     """Keep a program under a key, whole or not at all. Where nothing can be written, nothing is kept."""
-    folder = lowered_folder()
+    folder = kept_folder()
     if folder is None:
         return
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
             try:
-                file.write(_sealed(key, lowered))
+                file.write(_sealed(key, program))
                 file.close()
                 os.replace(file.name, folder / key)
             except OSError:
@@ -87,6 +87,6 @@ def source_digest(folders: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _sealed(key: str, lowered: bytes) -> bytes:
+def _sealed(key: str, program: bytes) -> bytes:
     """A file's contents: the digest is also of the key, for a file that was given another's name."""
-    return _MAGIC + hashlib.sha256(key.encode() + b"\n" + lowered).digest() + lowered
+    return _MAGIC + hashlib.sha256(key.encode() + b"\n" + program).digest() + program

@@ -37,9 +37,9 @@ def programs() -> Iterator[None]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: None) -> Path:
     """A cache of 2500 bytes of parameters and 3 of programs."""
     monkeypatch.setenv("BOMBUS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "cache" / "compiled" / "lowered").mkdir(parents=True)
+    (tmp_path / "cache" / "compiled" / "programs").mkdir(parents=True)
     (tmp_path / "cache" / "key.safetensors").write_bytes(bytes(2500))
-    (tmp_path / "cache" / "compiled" / "lowered" / "program").write_bytes(b"abc")
+    (tmp_path / "cache" / "compiled" / "programs" / "program").write_bytes(b"abc")
     (tmp_path / "cache" / "gone").symlink_to(tmp_path / "nowhere")
     return tmp_path / "cache"
 

@@ -117,7 +117,8 @@ def test_a_second_process_compiles_nothing(tiny: Callable[..., Path], tmp_path: 
     assert first["folder"] == str(tmp_path / "compiled")
     assert first["miss"] > 2
     assert second["miss"] == 0
-    assert second["hit"] >= first["miss"]
+    # The programs of generation are asked for nowhere else.
+    assert second["hit"] == first["miss"] - 2 > 2
     assert first["traced"] == 2
     assert second["traced"] == 0
     assert second["tokens"] == first["tokens"]
