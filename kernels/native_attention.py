@@ -1,4 +1,4 @@
-"""Attention of few tokens by the C++ kernels, on keys and values as a cache stores them.
+"""Attention by the C++ kernels, on keys and values as a cache stores them.
 
 Shapes: B batch, T tokens, N query heads, X = B times key/value heads, S slots, H and V sizes of a key and of a value.
 """
@@ -15,7 +15,6 @@ from jax.custom_batching import custom_vmap
 
 from bombus.kernels import native
 
-MOST_TOKENS = 16
 _PLAIN = ("float32", "bfloat16", "float16")
 _CODES = ("float8_e4m3fn", "int8", "uint8")
 
@@ -46,14 +45,13 @@ class ReadVectors(NamedTuple):
 
 
 def attention_runs(q_BTNH: jax.Array, sources: Sequence[ReadVectors]) -> bool:
-    """Whether the kernels take these on CPU: few tokens, in types that they know."""
+    """Whether the kernels take these on CPU: types that they know, and no empty array."""
     known = all(
         side.codes.dtype.name in (_PLAIN if side.scale is None else _CODES)
         for source in sources
         for side in (source.keys, source.values)
     )
-    few = q_BTNH.shape[1] <= MOST_TOKENS and q_BTNH.size > 0
-    return few and known and q_BTNH.dtype.name in _PLAIN and native.library().loaded is not None
+    return q_BTNH.size > 0 and known and q_BTNH.dtype.name in _PLAIN and native.library().loaded is not None
 
 
 def attention(

@@ -17,6 +17,9 @@ namespace {
 constexpr int64_t kFewestSlots = 64;        // of a part
 constexpr int64_t kPartsOfThread = 4;       // so that nobody waits long for the last one
 constexpr int64_t kBytesOfThread = 1 << 17;  // less than this is done before another thread is awake
+constexpr int64_t kRowsOfBytes = 4;         // query rows for which it is memory that takes the time
+constexpr int64_t kMostRows = 128;          // of a part: what they need stays in the caches
+constexpr int64_t kFewestTokens = 16;
 
 // The kernels in use, or the best ones below them that have attention.
 void (*attend_part())(const AttentionPart&) {
@@ -27,9 +30,9 @@ void (*attend_part())(const AttentionPart&) {
 }
 
 // The slots that some token of a row of the batch sees; how many.
-int64_t find_seen(const Source& source, int64_t tokens, int64_t row, int32_t* out) {
-  const int64_t slots = source.slots;
-  const uint8_t* mask = source.mask + row * tokens * slots;
+int64_t find_seen(const Attention& call, const Source& source, int64_t row, int32_t* out) {
+  const int64_t slots = source.slots, tokens = call.tokens;
+  const uint8_t* mask = source.mask + call.place(row, 0) * slots;
   int64_t count = 0;
   for (int64_t first = 0; first < slots; first += 8) {
     const int64_t some = slots - first < 8 ? slots - first : 8;
@@ -71,7 +74,7 @@ void finish(const Attention& call, const AttentionPart* parts, int64_t count) {
       for (int64_t h = 0; h < size; ++h) mixed[static_cast<size_t>(h)] += from[h] * factor;
     }
     const float share = sum == 0.0f ? 0.0f : 1.0f / sum;
-    const int64_t place = ((row * call.tokens + token) * call.heads + head) * size;
+    const int64_t place = (call.place(row, token) * call.heads + head) * size;
     for (int64_t h = 0; h < size; ++h) {
       const float value = mixed[static_cast<size_t>(h)] * share;
       if (call.out_kind == Values::kBF16)
@@ -82,11 +85,10 @@ void finish(const Attention& call, const AttentionPart* parts, int64_t count) {
   }
 }
 
-}  // namespace
-
-void attend(const Attention& call, Pool& pool) {
+// The tokens of a call that is not cut further.
+void attend_tokens(const Attention& call, Pool& pool) {
   const int64_t heads = call.batch * call.kv_heads, rows = call.rows();
-  if (heads == 0 || rows == 0) return;
+  if (heads == 0) return;
   int64_t slots = 0, slot_bytes = 0;
   for (int64_t index = 0; index < call.count; ++index) {
     const Source& source = call.sources[index];
@@ -100,7 +102,7 @@ void attend(const Attention& call, Pool& pool) {
   const auto find = [&](int64_t row) {
     int32_t* list = lists.get() + row * slots;
     for (int64_t index = 0; index < call.count; ++index) {
-      seen[static_cast<size_t>(row * call.count + index)] = {list, find_seen(call.sources[index], call.tokens, row, list)};
+      seen[static_cast<size_t>(row * call.count + index)] = {list, find_seen(call, call.sources[index], row, list)};
       list += call.sources[index].slots;
     }
   };
@@ -158,10 +160,35 @@ void attend(const Attention& call, Pool& pool) {
     const int64_t begin = first_part[static_cast<size_t>(part.head)];
     finish(call, parts.data() + begin, first_part[static_cast<size_t>(part.head + 1)] - begin);
   };
-  if (total * slot_bytes < kBytesOfThread)
+  if (total * slot_bytes * (1 + rows / kRowsOfBytes) < kBytesOfThread)
     for (int64_t index = 0; index < count; ++index) run(index);
   else
     parallel(pool, count, run);
+}
+
+}  // namespace
+
+void attend(const Attention& call, Pool& pool) {
+  if (call.heads == 0 || call.kv_heads == 0) return;
+  const int64_t of_group = kMostRows / (call.heads / call.kv_heads), most = of_group < kFewestTokens ? kFewestTokens : of_group;
+  // What only later tokens see is not read for earlier ones.
+  const auto run = [&](int64_t index, Pool& threads) {
+    Attention some = call;
+    some.first_token = call.first_token + index * most;
+    some.tokens = call.tokens - index * most < most ? call.tokens - index * most : most;
+    attend_tokens(some, threads);
+  };
+  const int64_t count = (call.tokens + most - 1) / most;
+  if (count < kPartsOfThread * (pool.threads() + 1)) {
+    for (int64_t index = 0; index < count; ++index) run(index, pool);
+    return;
+  }
+  // Each by one thread. The last ones, which often see most, begin.
+  struct : Pool {
+    int64_t threads() const override { return 0; }
+    void schedule(std::function<void()>) override {}
+  } nobody;
+  parallel(pool, count, [&](int64_t index) { run(count - 1 - index, nobody); });
 }
 
 }  // namespace bombus

@@ -1,4 +1,4 @@
-// Attention of few query tokens to keys and values as a cache stores them.
+// Attention to keys and values as a cache stores them.
 //
 // Shapes: B rows of a batch, T tokens, N query heads, K key/value heads, X = B * K, S slots, H and V sizes of a key and of
 // a value, R = N / K * T query rows that share a key/value head: the tokens of its first query head, of the second...
@@ -32,13 +32,14 @@ struct Source {
   int64_t slots = 0;
 };
 
-// softmax(softcap(q k * scale)) v over all sources, of q (B, T, N, H) as out (B, T, N, V).
+// softmax(softcap(q k * scale)) v over all sources, of q (B, T, N, H) as out (B, T, N, V). Of the T tokens, a call may be
+// about `tokens` only, from first_token on.
 struct Attention {
   const Source* sources = nullptr;
   int64_t count = 0;
   const void* q = nullptr;
   Values q_kind = Values::kF32;
-  int64_t batch = 0, tokens = 0, heads = 0, kv_heads = 0, key_size = 0, value_size = 0;
+  int64_t batch = 0, all_tokens = 0, first_token = 0, tokens = 0, heads = 0, kv_heads = 0, key_size = 0, value_size = 0;
   float scale = 1.0f;
   float softcap = 0.0f;          // 0: none
   const float* sinks = nullptr;  // (N,), one more score of each head, whose weight goes nowhere
@@ -46,6 +47,8 @@ struct Attention {
   Values out_kind = Values::kF32;  // or bfloat16
 
   int64_t rows() const { return heads / kv_heads * tokens; }
+  // Where a token is among those of all rows of the batch.
+  int64_t place(int64_t row, int64_t token) const { return row * all_tokens + first_token + token; }
 };
 
 // Slots that some token sees, of one source.

@@ -94,7 +94,7 @@ ffi::Error attention(ffi::ThreadPool threads, ffi::Span<const int64_t> shapes, f
   call.q = q.untyped_data();
   call.out = out->untyped_data();
   call.batch = sizes[0];
-  call.tokens = sizes[1];
+  call.all_tokens = call.tokens = sizes[1];
   call.heads = sizes[2];
   call.key_size = sizes[3];
   call.value_size = made[3];

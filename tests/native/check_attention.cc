@@ -102,7 +102,7 @@ struct Case {
   explicit Case(Random& random) {
     static const int64_t kSizes[] = {2, 16, 24, 32, 64, 80, 128};
     call.batch = 1 + random.below(2);
-    call.tokens = random.below(2) ? 1 : 1 + random.below(3);
+    call.all_tokens = call.tokens = random.below(2) ? 1 : 1 + random.below(random.below(6) ? 3 : 40);
     call.kv_heads = 1 + random.below(3);
     call.heads = call.kv_heads * (1 + random.below(random.below(4) ? 4 : 12));
     call.key_size = kSizes[random.below(7)];
