@@ -179,6 +179,7 @@ def _compiled(
     known, read = read_program(key, "prefill"), reading.result()
     if known and read:
         pool.shutdown()
+        give_back()
         return Programs(prefill=known, loop=_done(read), kept=_done(None))
     # A name that no other program has: JAX would find the same one in its own cache, and XLA:CPU writes one that was
     # read without the functions of its kernels.
