@@ -1,7 +1,7 @@
 """Programs that an earlier process has compiled: read in place of tracing, lowering and compiling them again.
 
-The key is a digest of everything that decides what is traced and what it is compiled for; a program that depends on what
-no digest can tell, a user's function, is not kept.
+The key is a digest of everything that decides what is traced and what it is compiled for; a program that depends on
+what no digest can tell, a user's function, is not kept.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def read_program(key: str | None, name: str) -> jax.stages.Compiled | None:
     if contents is None:
         return None
     try:
-        return serialize_executable.deserialize_and_load(*pickle.loads(contents), execution_devices=jax.devices()[:1])
+        payload, taken, given = pickle.loads(contents)
+        return serialize_executable.deserialize_and_load(payload, taken, given, execution_devices=jax.devices()[:1])
     except Exception:  # of pickle, JAX or XLA: whatever it is, there is another way
         return None
 

@@ -22,7 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import bombus
 from bombus.generation import kept, loop
 from bombus.generation.kept import NotPlain, plain, program_key
-from bombus.generation.loop import NEXT_TOKEN, compile_programs, prefill
+from bombus.generation.loop import NEXT_TOKEN, compile_programs
 from bombus.generation.request import make_request
 from bombus.layers import CacheFormat
 from bombus.loader.compiled import keep_bytes, kept_folder, read_kept, source_digest

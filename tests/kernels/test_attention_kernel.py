@@ -219,8 +219,9 @@ def test_prompts(tokens: int) -> None:
     padding = np.array([0, 37])[:, None, None]
     causal = (at[:, None] >= at) & (at >= padding)
     for group in (1, 3):
+        before = np.broadcast_to(random.random((2, 1, 70)) < 0.8, (2, tokens, 70))
         sources = [
-            drawn(("int8", "f8_e4m3fn"), (4, 70, 32), np.broadcast_to(random.random((2, 1, 70)) < 0.8, (2, tokens, 70)), random),
+            drawn(("int8", "f8_e4m3fn"), (4, 70, 32), before, random),
             drawn(("bf16", "bf16"), (4, tokens, 32), causal, random),
         ]
         assert_attention(queries(2, tokens, 2 * group, 32, random, np.float32), sources, group)
