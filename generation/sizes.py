@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import jax
+
+from bombus.kernels import native
 from bombus.models import Model
 
 SMALLEST_CHUNK = 16
@@ -22,14 +25,17 @@ def batch_bucket(rows: int) -> int:
 def prefill_bytes(model: Model, batch: int, chunk: int, slots: int) -> int:
     """About how many bytes it takes to read `chunk` prompt tokens a row with a cache of `slots`, beside that cache.
 
-    The float32 scores and weights of one layer's attention, and the widest activations of a feed-forward.
+    The widest activations of a feed-forward; and which slots a token sees, or the float32 scores and weights of one
+    layer's attention where the C++ kernels, which keep none, do not compute it.
     """
     spec = model.spec
     kernels = [shape for path, shape in model.shapes.items() if path.startswith("decoder.") and len(shape) > 1]
     # Each token goes through some of the experts, a stack of kernels, and is copied for each of them.
     chosen = getattr(spec, "num_experts_per_token", 1)
     widest = max(shape[-2] * (chosen if len(shape) == 3 else 1) for shape in kernels)
-    floats = 3 * spec.num_heads * slots + 4 * widest + 8 * spec.hidden_size
+    keeps_scores = jax.default_backend() != "cpu" or native.library().loaded is None
+    of_slot = 3 * spec.num_heads if keeps_scores else 1
+    floats = of_slot * slots + 4 * widest + 8 * spec.hidden_size
     return 4 * batch * chunk * floats
 
 
