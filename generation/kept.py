@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
-from pathlib import Path
 from types import FunctionType, MappingProxyType
 from typing import Any
 
@@ -29,7 +28,7 @@ from jax.experimental import serialize_executable
 
 from bombus.generation.state import Plan
 from bombus.kernels import native
-from bombus.loader.compiled import keep_bytes, kept_folder, read_kept, source_digest
+from bombus.loader.compiled import keep_bytes, kept_folder, processor, read_kept, source_digest
 from bombus.models import Model
 
 # What traces programs. JAX's own settings are all in the key but for these, which decide nothing.
@@ -104,17 +103,7 @@ def program_key(model: Model, plan: Plan, arguments: Any) -> str | None:
 def _versions() -> list[str]:
     versions = [module.__version__ for module in (jax, jaxlib, flax, np, ml_dtypes)]
     folders = [folder for name in _PACKAGES for folder in sys.modules[f"bombus.{name}"].__path__]
-    return [sys.version, platform.machine(), *_processor(), *versions, source_digest(folders)]
-
-
-@cache
-def _processor() -> list[str]:
-    """What a program for CPUs is compiled for: a folder may be shared by machines of several kinds."""
-    found = [platform.processor(), str(os.cpu_count())]
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        found += sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
-    return found
+    return [sys.version, platform.machine(), *processor(), *versions, source_digest(folders)]
 
 
 def read_program(key: str | None, name: str) -> jax.stages.Compiled | None:

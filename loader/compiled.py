@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -72,6 +74,16 @@ def keep_bytes(key: str, program: bytes) -> None:
                 os.replace(file.name, folder / key)
             except OSError:
                 os.unlink(file.name)
+
+
+@cache
+def processor() -> tuple[str, ...]:
+    """What a program for CPUs is compiled for: a folder may be shared by machines of several kinds."""
+    found = {platform.processor(), f"{os.cpu_count()} cores"}
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found |= {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    return tuple(sorted(found))
 
 
 def source_digest(folders: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from bombus.generation.sizes import (
     prefill_chunk,
     size_bucket,
 )
+from bombus.kernels import native
 
 
 def test_what_a_request_becomes(loaded: bombus.LoadedModel) -> None:
@@ -83,10 +84,12 @@ def test_sizes() -> None:
 
 
 def test_the_estimate_of_memory(loaded: bombus.LoadedModel) -> None:
-    """By its formula: scores, their weights and masks, the widest kernel, activations, four bytes each."""
+    """By its formula: the widest kernel, activations, and what a token sees or, with XLA's attention, scores, their
+    weights and masks; four bytes each."""
     model = loaded.model
+    of_slot = 3 * model.spec.num_heads if native.library().loaded is None else 1
     shapes = [shape for path, shape in model.shapes.items() if path.startswith("decoder.") and len(shape) > 1]
-    floats = 3 * model.spec.num_heads * 640 + 4 * max(shape[-2] for shape in shapes) + 8 * model.spec.hidden_size
+    floats = of_slot * 640 + 4 * max(shape[-2] for shape in shapes) + 8 * model.spec.hidden_size
     assert prefill_bytes(model, 3, 32, 640) == 4 * 3 * 32 * floats
     one = prefill_bytes(model, 2, 1, 512 + 64)
     assert prefill_chunk(model, 2, 500, 64, one * 512) == 512
