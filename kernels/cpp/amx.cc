@@ -28,7 +28,11 @@ BOMBUS_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,av
 namespace bombus {
 namespace amx {
 
+#include "avx512.inc"
 #include "bf16.inc"
+
+using Isa = Floats;
+#include "scales.inc"
 
 constexpr int64_t kFewestRows = 4;
 constexpr int64_t kSide = 16;           // rows of a tile, of the weight or of x
@@ -171,7 +175,8 @@ class Tiles final : public Running {
     for (int64_t w = 0; w < kMostOutputs; ++w) {
       const int64_t output = first + w < last ? first + w : last - 1, row = output / weight.tile_rows;
       float* at = scales.data() + (row - first / weight.tile_rows) * weight.grid_columns;
-      if (w == 0 || (output % weight.tile_rows == 0 && first + w < last)) read_scales(weight, row, at);
+      if (w == 0 || (output % weight.tile_rows == 0 && first + w < last))
+        read_scales(weight, row * weight.grid_columns, weight.grid_columns, weight.factor, at);
       scale[w] = at;
     }
     const Shape shape(columns_);

@@ -19,44 +19,15 @@ BOMBUS_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 namespace bombus {
 namespace avx512 {
 
-struct Isa {
-  // 24 sums, 6 rows of the weight and one of x: 31 of the 32 registers.
-  static constexpr int kLanes = 16, kTileRows = 4, kTileOutputs = 6;
-  using F = __m512;
-  using Index = __m512i;
-  static F zero() { return _mm512_setzero_ps(); }
-  static F set(float value) { return _mm512_set1_ps(value); }
-  static F load(const float* from) { return _mm512_loadu_ps(from); }
-  static void store(float* to, F value) { _mm512_storeu_ps(to, value); }
-  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-  static F add(F a, F b) { return _mm512_add_ps(a, b); }
-  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
-  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-  static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
-  static float sum(F value) {
-    const __m256 high = _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(value), 1));
-    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(value), high);
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
-  }
-  // Which of a block's numbers each lane takes, where it has so many.
-  static Index groups(int64_t count) {
-    alignas(64) int32_t lanes[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<int32_t>(lane * count / kLanes);
-    return _mm512_loadu_si512(lanes);
-  }
-  static F spread(const float* from, Index index) { return _mm512_permutexvar_ps(index, _mm512_loadu_ps(from)); }
-  // Arithmetic with subnormal numbers, which XLA has switched off, while this lives.
-  class Subnormals {
-   public:
-    Subnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~0x8040u); }
-    ~Subnormals() { _mm_setcsr(before_); }
-    Subnormals(const Subnormals&) = delete;
+#include "avx512.inc"
 
-   private:
-    unsigned before_;
-  };
+struct Isa : Floats {
+  static constexpr int kWords = kLanes;
+  using V = F;
+  using Word = float;
+  static float word(float value) { return value; }
+  static V words(const float* from) { return load(from); }
+  static F dot(V weights, V x, F sum) { return fma(weights, x, sum); }
 };
 
 // Decoders, as avx2.cc describes them. All take 64 bytes, and none makes subnormal numbers.
@@ -189,6 +160,7 @@ struct E2M1 : Four {
 };
 
 #include "product.inc"
+#include "floats.inc"
 
 const Kernels kKernels = {"avx512", multiply};
 
