@@ -21,75 +21,8 @@ BOMBUS_TARGET_BEGIN("avx2,fma,f16c")
 namespace bombus {
 namespace avx2 {
 
-struct Isa {
-  // Of the 16 registers 12 are sums where a strip is multiplied, and two are rows of x.
-  static constexpr int kLanes = 8, kSums = 12, kTileVectors = 2, kWords = kLanes;
-  using F = __m256;
-  using V = F;
-  using Word = float;
-  using Index = __m256i;
-  static F zero() { return _mm256_setzero_ps(); }
-  static F set(float value) { return _mm256_set1_ps(value); }
-  static F load(const float* from) { return _mm256_loadu_ps(from); }
-  static void store(float* to, F value) { _mm256_storeu_ps(to, value); }
-  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
-  static F add(F a, F b) { return _mm256_add_ps(a, b); }
-  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
-  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-  static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
-  static float word(float value) { return value; }
-  static V words(const float* from) { return load(from); }
-  static F dot(V weights, V x, F sum) { return fma(weights, x, sum); }
-  static float sum(F value) {
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
-    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
-  }
-  // Which of a block's numbers each lane takes, where it has so many.
-  static Index groups(int64_t count) {
-    alignas(32) int32_t lanes[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<int32_t>(lane * count / kLanes);
-    return _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes));
-  }
-  static F spread(const float* from, Index index) { return _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), index); }
-  // Eight scales in a row.
-  static F scales(const Matrix& weight, int64_t first) {
-    const auto bytes = [&] {
-      return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.scale + first)));
-    };
-    const auto words = [&] { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.scale + 2 * first)); };
-    switch (weight.scale_kind) {
-      case Scales::kNone: break;
-      case Scales::kF32: return _mm256_loadu_ps(reinterpret_cast<const float*>(weight.scale) + first);
-      case Scales::kBF16: return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words()), 16));
-      case Scales::kF16: return _mm256_cvtph_ps(words());
-      case Scales::kE8M0: return _mm256_castsi256_ps(_mm256_slli_epi32(bytes(), 23));
-      case Scales::kE4M3: {
-        // A float16 that is 256 times too small, but for NaN.
-        const __m256i codes = bytes(), m = _mm256_and_si256(codes, _mm256_set1_epi32(0x7f));
-        const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(0x80)), 8);
-        const __m256i bad = _mm256_cmpeq_epi32(m, _mm256_set1_epi32(0x7f));
-        const __m256i half = _mm256_or_si256(_mm256_or_si256(sign, _mm256_slli_epi32(m, 7)),
-                                             _mm256_and_si256(bad, _mm256_set1_epi32(0x7e00)));
-        const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0xd8);
-        return _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(packed)), set(256.0f));
-      }
-    }
-    return set(1.0f);
-  }
-  // Arithmetic with subnormal numbers, which XLA has switched off, while this lives.
-  class Subnormals {
-   public:
-    Subnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~0x8040u); }
-    ~Subnormals() { _mm_setcsr(before_); }
-    Subnormals(const Subnormals&) = delete;
-
-   private:
-    unsigned before_;
-  };
-  // AMD's processors since Zen take them as they take any number; Intel's need some 150 cycles for each.
-  static bool fast_subnormals() { return __builtin_cpu_is("amd"); }
-};
+#include "avx2.inc"
+#include "single.inc"
 
 inline __m256i bytes_at(const uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
 

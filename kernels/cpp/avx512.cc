@@ -20,15 +20,7 @@ namespace bombus {
 namespace avx512 {
 
 #include "avx512.inc"
-
-struct Isa : Floats {
-  static constexpr int kWords = kLanes;
-  using V = F;
-  using Word = float;
-  static float word(float value) { return value; }
-  static V words(const float* from) { return load(from); }
-  static F dot(V weights, V x, F sum) { return fma(weights, x, sum); }
-};
+#include "single.inc"
 
 // Decoders, as avx2.cc describes them. All take 64 bytes, and none makes subnormal numbers.
 struct Decoder {

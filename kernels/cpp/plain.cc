@@ -17,11 +17,9 @@
 namespace bombus {
 namespace plain {
 
-struct Isa {
-  static constexpr int kLanes = 4, kSums = 12, kTileVectors = 2, kWords = kLanes;
+struct Floats {
+  static constexpr int kLanes = 4, kSums = 12, kTileVectors = 2;
   typedef float F __attribute__((vector_size(16)));
-  using V = F;
-  using Word = float;
   struct Index {};
   static F zero() { return F{}; }
   static F set(float value) { return F{value, value, value, value}; }
@@ -36,20 +34,20 @@ struct Isa {
   static F sub(F a, F b) { return a - b; }
   static F fma(F a, F b, F c) { return a * b + c; }
   static F fnma(F a, F b, F c) { return c - a * b; }
-  static float word(float value) { return value; }
-  static V words(const float* from) { return load(from); }
-  static F dot(V weights, V x, F sum) { return fma(weights, x, sum); }
   static float sum(F value) { return (value[0] + value[2]) + (value[1] + value[3]); }
   // Never asked for: a block here is no longer than the shortest tile of the formats.
   static Index groups(int64_t) { return {}; }
   static F spread(const float* from, Index) { return set(*from); }
   static F scales(const Matrix& weight, int64_t first) {
-    return F{read_scale(weight, first), read_scale(weight, first + 1), read_scale(weight, first + 2), read_scale(weight, first + 3)};
+    return F{read_scale(weight, first), read_scale(weight, first + 1), read_scale(weight, first + 2),
+             read_scale(weight, first + 3)};
   }
   struct Subnormals {
     ~Subnormals() {}  // not trivial, or it would count as unused
   };
 };
+
+#include "single.inc"
 
 // The values of all codes of eight bits.
 struct Table {
