@@ -96,8 +96,8 @@ def test_the_model_is_the_one_of_the_formats() -> None:
 @each_kernel
 def test_few_rows_are_each_as_alone(kernels: str) -> None:
     """Bit for bit: up to eight users get what each would alone."""
-    if kernels not in ("plain", "avx2", "avx512"):
-        pytest.skip("these take several rows with other instructions")
+    if kernels == "amx":
+        pytest.skip("it takes several rows with other instructions")
     random = np.random.default_rng(8)
     weights = [weight_of(format, (37, 300), random) for format in SOME]
     for rows in (2, 4, 7, 8):
@@ -122,7 +122,7 @@ def test_products_of_one_call_are_those_alone(kernels: str) -> None:
 @each_kernel
 @pytest.mark.parametrize("tile_rows", range(1, 10))
 def test_rows_of_tiles_of_any_height(kernels: str, tile_rows: int) -> None:
-    """Several rows of the weight are under way at a time, in tiles that begin anywhere among them."""
+    """Scales are read once for all rows of a tile, which begins anywhere among those of a part."""
     random = np.random.default_rng(tile_rows)
     weights = [weight_of(f"f8_e4m3fn(tile={tile_rows}x{columns})", (61, 99), random) for columns in (32, 7, 99)]
     for rows in (1, 2, 4, 5):
@@ -288,6 +288,52 @@ def test_every_scale(kernels: str, case: str, scales: np.ndarray, rows: int) -> 
     np.testing.assert_allclose(found, expected.astype(np.float32), rtol=0, atol=2.0**-120)
     normal = ~(np.abs(expected) < 2.0**-120)
     np.testing.assert_array_equal(found[normal], expected.astype(np.float32)[normal])
+
+
+FINITE_F16 = np.arange(0, 0x7C00, 127, dtype=np.uint16).view(np.float16)[:, None]
+
+
+@each_kernel
+@pytest.mark.parametrize("rows", [1, 4, 17])
+@pytest.mark.parametrize(
+    ("case", "scales"),
+    [
+        ("f8_e4m3fn(tile=1x16)", E8M0_SCALES.astype(np.float32)),
+        ("f8_e4m3fn(tile=1x16, scale=f16)", FINITE_F16),
+        ("int4(group=16)", E8M0_SCALES.astype(np.float32).astype(ml_dtypes.bfloat16)),
+        ("mxfp4", E8M0_SCALES),
+        ("nvfp4", E4M3_SCALES),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_scales_side_by_side(kernels: str, case: str, scales: np.ndarray, rows: int) -> None:
+    """As `test_every_scale`, but of one row of the weight, where they are read a vector at a time."""
+    format, scales = find_format(case), scales[:, 0]
+    finite = scales[np.isfinite(scales.astype(np.float32))]
+    inputs = len(finite) * (32 if case == "mxfp4" else 16)
+    codes = np.full(format.codes_shape((1, inputs)), {"int4": 0x99, "nvfp4": 0x22, "mxfp4": 0x22}.get(format.name, 1))
+    codes = codes.astype(np.uint8).view(format.dtype) if format.packed else codes.astype(format.dtype)
+    rest = {"global_scale": jnp.full(1, 4.0)} if format.kind.global_scale else {}
+    factor = 1 / 4 if rest else 1.0
+
+    def products(of: np.ndarray, x: np.ndarray) -> np.ndarray:
+        shape = (1, inputs)
+        weight = Weight(codes=jnp.asarray(codes), scale_inv=jnp.asarray(of[None]), **rest, format=format, shape=shape)
+        return multiply(x, [weight], kernels)[0]
+
+    expected = (finite.astype(np.float64) * factor).astype(np.float32)
+    normal = ~(np.abs(expected) < 2.0**-120)
+    for first in range(0, len(finite), rows * 5):  # a fifth of them is enough
+        x = np.zeros((rows, inputs), np.float32)
+        groups = np.arange(first, first + rows) % len(finite)
+        x[np.arange(rows), groups * (inputs // len(finite)) + 3] = 1.0
+        found = products(finite, x)[:, 0]
+        np.testing.assert_allclose(found, expected[groups], rtol=0, atol=2.0**-120)
+        np.testing.assert_array_equal(found[normal[groups]], expected[groups][normal[groups]])
+    if len(finite) < len(scales):
+        spoiled = finite.copy()
+        spoiled[5] = np.nan
+        assert np.isnan(products(spoiled, np.ones((rows, inputs), np.float32))).all()
 
 
 @each_kernel
