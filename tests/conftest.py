@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from importlib.metadata import version
 
 # Most of the tests' time is LLVM's, for programs that run once. Its optimizations change neither values nor buffers
@@ -15,6 +16,9 @@ os.environ.setdefault(
 )
 # The commands keep what they compile for the next one; tests count what is compiled.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+# What a script starts in its background inherits that Ctrl-C is ignored; tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -104,7 +104,9 @@ class Terminal:
         """Press a key until something awaited is on the screen: Python notes a Ctrl-C that comes between two waits of
         readline for keys, and goes on to wait for the next one."""
         self.type(key)
+        deadline = time.monotonic() + HANG
         while re.search(until, self._unread) is None:
+            assert time.monotonic() < deadline, f"no {until!r} in {self._unread!r}"
             if select.select([self._master], [], [], 5)[0]:
                 self._unread += self._read()
             else:
