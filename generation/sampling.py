@@ -135,7 +135,7 @@ def choose(logits_BV: jax.Array, sampling: Sampling, step: jax.Array) -> jax.Arr
 
     step: () or one per row.
     """
-    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    greedy_B = best(logits_BV)
 
     def draw(logits_BV: jax.Array) -> jax.Array:
         sampled_B = _categorical(filtered(logits_BV, sampling), sampling.seed, step)
@@ -143,6 +143,19 @@ def choose(logits_BV: jax.Array, sampling: Sampling, step: jax.Array) -> jax.Arr
 
     # Greedy batches skip the work, without another program.
     return lax.cond(jnp.any(sampling.temperature > 0), draw, lambda _: greedy_B, logits_BV)
+
+
+def best(logits_BV: jax.Array) -> jax.Array:
+    """The first of the largest logits of each row, or of those that are no number, (B,) int32: as jnp.argmax.
+
+    In passes over vectors. XLA:CPU finds jnp.argmax number by number, which takes as long as 30 MB of weights; and what
+    its maximum of a row with NaN is depends on where that is.
+    """
+    is_none_BV = jnp.isnan(logits_BV)
+    is_best_BV = logits_BV == jnp.where(is_none_BV, -jnp.inf, logits_BV).max(axis=-1, keepdims=True)
+    is_best_BV = jnp.where(is_none_BV.any(axis=-1, keepdims=True), is_none_BV, is_best_BV)
+    ids_V = jnp.arange(logits_BV.shape[-1], dtype=jnp.int32)
+    return jnp.where(is_best_BV, ids_V, logits_BV.shape[-1]).min(axis=-1)
 
 
 def filtered(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
