@@ -5,6 +5,7 @@
 #include <memory>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "kernels.h"
 
@@ -12,8 +13,10 @@ namespace bombus {
 
 // body(part) for every part below `parts`, in any order; returns when all have run.
 //
-// The caller works too and never waits for a task that has not begun: it may itself be on a thread of the pool, all of
-// whose other threads wait in the same way. A task that begins late finds no part left and touches nothing of the call.
+// Each thread has a range of parts that follow each other, as what it has asked the memory for ahead of time is of the part
+// that comes next; when there are none left it takes the next one of another's range. The caller works too and never waits
+// for a task that has not begun: it may itself be on a thread of the pool, all of whose other threads wait in the same way. A
+// task that begins late finds no part left and touches nothing of the call.
 template <class Body>
 void parallel(Pool& pool, int64_t parts, const Body& body) {
   const int64_t helpers = pool.threads() < parts - 1 ? pool.threads() : parts - 1;
@@ -21,23 +24,35 @@ void parallel(Pool& pool, int64_t parts, const Body& body) {
     for (int64_t part = 0; part < parts; ++part) body(part);
     return;
   }
-  struct State {
+  struct alignas(64) Range {
     std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  struct State {
+    std::vector<Range> ranges;
     std::atomic<int64_t> done{0};
-    int64_t parts = 0;
     const Body* body = nullptr;
 
-    void work() {
+    explicit State(int64_t threads) : ranges(static_cast<size_t>(threads)) {}
+
+    void work(size_t own) {
       int64_t finished = 0;
-      for (int64_t part; (part = next.fetch_add(1, std::memory_order_relaxed)) < parts; ++finished) (*body)(part);
+      for (size_t away = 0; away < ranges.size(); ++away) {
+        Range& range = ranges[(own + away) % ranges.size()];
+        for (int64_t part; (part = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end; ++finished) (*body)(part);
+      }
       if (finished) done.fetch_add(finished, std::memory_order_release);
     }
   };
-  auto state = std::make_shared<State>();
-  state->parts = parts;
+  auto state = std::make_shared<State>(helpers + 1);
   state->body = &body;
-  for (int64_t helper = 0; helper < helpers; ++helper) pool.schedule([state] { state->work(); });
-  state->work();
+  for (int64_t thread = 0; thread <= helpers; ++thread) {
+    Range& range = state->ranges[static_cast<size_t>(thread)];
+    range.next.store(parts * thread / (helpers + 1), std::memory_order_relaxed);
+    range.end = parts * (thread + 1) / (helpers + 1);
+  }
+  for (int64_t helper = 1; helper <= helpers; ++helper) pool.schedule([state, helper] { state->work(static_cast<size_t>(helper)); });
+  state->work(0);
   for (int64_t spins = 0; state->done.load(std::memory_order_acquire) < parts; ++spins) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
