@@ -10,6 +10,7 @@
 
 #include "attention.h"
 #include "kernels.h"
+#include "lines.h"
 #include "running.h"
 #include "stored.h"
 #include "target.h"

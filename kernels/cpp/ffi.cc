@@ -20,15 +20,6 @@ struct Description {
 };
 constexpr size_t kNumbers = sizeof(Description) / sizeof(int64_t);
 
-size_t scale_size(Scales kind) {
-  switch (kind) {
-    case Scales::kNone: return 0;
-    case Scales::kF32: return 4;
-    case Scales::kBF16: case Scales::kF16: return 2;
-    default: return 1;
-  }
-}
-
 // The arguments of a call, taken one after the other.
 class Arguments {
  public:
@@ -81,7 +72,7 @@ Taken take_weight(Arguments& arguments, const Description& described, float fact
   weight.factor = factor;
   taken.codes_bytes = weight.outputs * weight.row_bytes();
   taken.grid = (weight.outputs + weight.tile_rows - 1) / weight.tile_rows * weight.grid_columns;
-  taken.scale_bytes = taken.grid * static_cast<int64_t>(scale_size(weight.scale_kind));
+  taken.scale_bytes = taken.grid * bytes_of(weight.scale_kind);
   weight.codes = arguments.take(static_cast<size_t>(experts * taken.codes_bytes));
   if (weight.scale_kind != Scales::kNone) weight.scale = arguments.take(static_cast<size_t>(experts * taken.scale_bytes));
   if (described.has_zero) weight.zero = arguments.take(static_cast<size_t>(experts * taken.grid));

@@ -13,6 +13,15 @@ namespace bombus {
 enum class Codes : int64_t { kF32, kBF16, kF16, kE4M3, kE5M2, kInt8, kInt4, kE2M1 };
 enum class Scales : int64_t { kNone, kF32, kBF16, kF16, kE8M0, kE4M3 };
 
+inline int64_t bytes_of(Scales kind) {
+  switch (kind) {
+    case Scales::kNone: return 0;
+    case Scales::kF32: return 4;
+    case Scales::kBF16: case Scales::kF16: return 2;
+    default: return 1;
+  }
+}
+
 // A weight as it is stored. A tile of tile_rows x tile_columns has one scale, and one zero point where there are any.
 struct Matrix {
   const uint8_t* codes = nullptr;
