@@ -2,12 +2,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "attention.h"
 #include "kernels.h"
+#include "lines.h"
 #include "running.h"
 #include "stored.h"
 #include "target.h"
@@ -153,8 +156,9 @@ struct E2M1 : Four {
 
 #include "product.inc"
 #include "floats.inc"
+#include "attention.inc"
 
-const Kernels kKernels = {"avx512", multiply};
+const Kernels kKernels = {"avx512", multiply, attend};
 
 }  // namespace avx512
 }  // namespace bombus
