@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from bombus.kernels.native_attention import ReadVectors, Vectors, attention, attention_runs
-from bombus.kernels.native_rows import rotate
+from bombus.kernels.native_rows import rotate_together
 from bombus.layers.context import AttentionContext
 from bombus.layers.dense import Dense, dense_together
 from bombus.layers.layer import Layer, declare
 from bombus.layers.layer_cache import LayerCache, Source, heads_first
+from bombus.layers.norm import RMSNorm
 from bombus.layers.rotary import Rotary
 from bombus.layers.stored import Stored
 
@@ -72,11 +73,8 @@ class Attention(Layer):
         self, x: jax.Array, context: AttentionContext, cached: LayerCache | None = None
     ) -> tuple[jax.Array, LayerCache | None]:
         query, key, value = dense_together(x, (self.query, self.key, self.value))
-        q_BTNH, k_BTKH = self._heads(query, self.query_norm), self._heads(key, self.key_norm)
+        q_BTNH, k_BTKH = self._turned(query, key, context)
         v_BTKH = self._heads(value, None)
-        if self.rotary is not None:
-            tables = context.tables(self.rotary, self.head_dim)
-            q_BTNH, k_BTKH = (rotate(heads, tables, interleaved=self.interleaved) for heads in (q_BTNH, k_BTKH))
         k_XTH, v_XTH = heads_first(k_BTKH), heads_first(v_BTKH)
         if cached is not None and context.length is not None:
             cached, sources = cached.updated(k_XTH, v_XTH, context, self.window)
@@ -88,6 +86,26 @@ class Attention(Layer):
     def keys(self, x: jax.Array) -> jax.Array:
         """The keys of x before they are normed and turned: their type is what a cache holds."""
         return self.key(x)
+
+    def _turned(self, query: jax.Array, key: jax.Array, context: AttentionContext) -> tuple[jax.Array, ...]:
+        """The heads of queries and keys, normed and turned: at once, where the norms are RMS norms of heads."""
+        both, norms = (query, key), (self.query_norm, self.key_norm)
+        of_heads = [norm for norm in norms if isinstance(norm, RMSNorm) and self.norm_over == "head"]
+        together = (
+            self.rotary is not None
+            and len(of_heads) == 2
+            and all(norm.output_type_of("scale", query.dtype) == query.dtype == key.dtype for norm in of_heads)
+        )
+        heads = tuple(self._heads(x, None if together else norm) for x, norm in zip(both, norms, strict=True))
+        if self.rotary is None:
+            return heads
+        return rotate_together(
+            heads,
+            context.tables(self.rotary, self.head_dim),
+            tuple(norm.scale.get_value() for norm in of_heads) if together else (None, None),
+            norms=tuple(norm.numbers for norm in of_heads) if together else (None, None),
+            interleaved=self.interleaved,
+        )
 
     def _heads(self, projected: jax.Array, norm: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
         if norm is not None and self.norm_over == "all":

@@ -20,10 +20,15 @@ class RMSNorm(Layer):
         self.epsilon = epsilon
         self.plus_one = plus_one
 
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """(epsilon, what is added to the scale)."""
+        return self.epsilon, 1.0 if self.plus_one else 0.0
+
     def __call__(self, x: jax.Array) -> jax.Array:
+        epsilon, offset = self.numbers
         dtype = self.output_type_of("scale", x.dtype)
-        offset = 1.0 if self.plus_one else 0.0
-        return rms_norm(x, self.scale.get_value(), epsilon=self.epsilon, offset=offset, dtype=dtype)
+        return rms_norm(x, self.scale.get_value(), epsilon=epsilon, offset=offset, dtype=dtype)
 
 
 class LayerNorm(Layer):

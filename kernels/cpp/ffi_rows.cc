@@ -42,30 +42,46 @@ ffi::Error norm(ffi::ThreadPool threads, float epsilon, float offset, ffi::AnyBu
   return ffi::Error::Success();
 }
 
-// x (B, T, N, H), cos (B, T, 1, 1, R) and sin (B, T, 1, 2, R).
-ffi::Error turn(ffi::ThreadPool threads, bool interleaved, ffi::AnyBuffer x, ffi::Buffer<ffi::F32> cos,
-                ffi::Buffer<ffi::F32> sin, ffi::Result<ffi::AnyBuffer> out) {
-  Rotation call;
-  const auto sizes = x.dimensions();
-  if (sizes.size() != 4 || cos.dimensions().size() != 5 || out->element_type() != x.element_type() ||
-      !kind_of(x.element_type(), &call.kind))
-    return wrong("rotation: wrong arrays");
-  call.tokens = sizes[0] * sizes[1];
-  call.heads = sizes[2];
-  call.size = sizes[3];
-  call.pairs = cos.dimensions()[4];
-  const int64_t angles = call.tokens * call.pairs;
-  if (2 * call.pairs > call.size || static_cast<int64_t>(cos.element_count()) != angles ||
-      static_cast<int64_t>(sin.element_count()) != 2 * angles || out->element_count() != x.element_count())
-    return wrong("rotation: wrong shapes");
-  call.x = x.untyped_data();
-  call.cos = cos.typed_data();
-  call.sin = sin.typed_data();
-  call.out = out->untyped_data();
-  call.interleaved = interleaved;
+// cos (B, T, 1, 1, R) and sin (B, T, 1, 2, R), then heads (B, T, N, H), behind each of them its scale (H,) where it is
+// normed: its epsilon is not negative then.
+ffi::Error turn(ffi::ThreadPool threads, bool interleaved, ffi::Span<const float> epsilons, ffi::Span<const float> offsets,
+                ffi::Buffer<ffi::F32> cos, ffi::Buffer<ffi::F32> sin, ffi::RemainingArgs rest, ffi::RemainingRets results) {
+  if (epsilons.size() != results.size() || offsets.size() != results.size()) return wrong("rotation: wrong attributes");
   XlaPool pool(&threads);
-  rotate(call, pool);
-  return ffi::Error::Success();
+  size_t next = 0;
+  for (size_t index = 0; index < results.size(); ++index) {
+    Rotation call;
+    const auto x = rest.get<ffi::AnyBuffer>(next++);
+    auto out = results.get<ffi::AnyBuffer>(index);
+    if (!x.has_value() || !out.has_value() || x->dimensions().size() != 4 || cos.dimensions().size() != 5 ||
+        (*out)->element_type() != x->element_type() || !kind_of(x->element_type(), &call.kind))
+      return wrong("rotation: wrong arrays");
+    const auto sizes = x->dimensions();
+    call.tokens = sizes[0] * sizes[1];
+    call.heads = sizes[2];
+    call.size = sizes[3];
+    call.pairs = cos.dimensions()[4];
+    const int64_t angles = call.tokens * call.pairs;
+    if (2 * call.pairs > call.size || static_cast<int64_t>(cos.element_count()) != angles ||
+        static_cast<int64_t>(sin.element_count()) != 2 * angles || (*out)->element_count() != x->element_count())
+      return wrong("rotation: wrong shapes");
+    call.epsilon = epsilons.begin()[index];
+    call.offset = offsets.begin()[index];
+    if (call.epsilon >= 0.0f) {
+      const auto scale = rest.get<ffi::AnyBuffer>(next++);
+      if (!scale.has_value() || static_cast<int64_t>(scale->element_count()) != call.size ||
+          !kind_of(scale->element_type(), &call.scale_kind))
+        return wrong("rotation: wrong scale");
+      call.scale = scale->untyped_data();
+    }
+    call.x = x->untyped_data();
+    call.cos = cos.typed_data();
+    call.sin = sin.typed_data();
+    call.out = (*out)->untyped_data();
+    call.interleaved = interleaved;
+    rotate(call, pool);
+  }
+  return next == rest.size() ? ffi::Error::Success() : wrong("rotation: too many arrays");
 }
 
 }  // namespace
@@ -89,7 +105,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_rotate, bombus::turn,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<bool>("interleaved")
-                                  .Arg<ffi::AnyBuffer>()
+                                  .Attr<ffi::Span<const float>>("epsilons")
+                                  .Attr<ffi::Span<const float>>("offsets")
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::AnyBuffer>());
+                                  .RemainingArgs()
+                                  .RemainingRets());

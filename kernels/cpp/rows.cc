@@ -2,6 +2,7 @@
 #include "rows.h"
 
 #include <cmath>
+#include <vector>
 
 #include "numbers.h"
 #include "parallel.h"
@@ -25,28 +26,31 @@ void for_rows(Pool& pool, int64_t rows, int64_t size, const Body& body) {
   });
 }
 
+// One row of a norm.
+template <class X, class Scale, class Out>
+void norm_row(const X* x, const Scale* scale, int64_t size, float epsilon, float offset, Out* out) {
+  constexpr int64_t kLanes = 16, kBlock = 1024;
+  double sum = 0.0;  // of blocks, so that long rows are as exact as short ones
+  for (int64_t begin = 0; begin < size; begin += kBlock) {
+    const int64_t end = begin + kBlock < size ? begin + kBlock : size, whole = end - (end - begin) % kLanes;
+    float lanes[kLanes] = {};
+    for (int64_t at = begin; at < whole; at += kLanes)
+      for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += value(x, at + lane) * value(x, at + lane);
+    for (int64_t at = whole; at < end; ++at) lanes[at - whole] += value(x, at) * value(x, at);
+    for (const float lane : lanes) sum += static_cast<double>(lane);
+  }
+  const float mean = static_cast<float>(sum / static_cast<double>(size));
+  const float factor = 1.0f / std::sqrt(mean + epsilon);
+  for (int64_t at = 0; at < size; ++at) put(out, at, value(x, at) * factor * (offset + value(scale, at)));
+}
+
 template <class X, class Scale, class Out>
 void norm(const Norm& call, Pool& pool) {
-  constexpr int64_t kLanes = 16, kBlock = 1024;
-  const Scale* scale = static_cast<const Scale*>(call.scale);
   const int64_t size = call.size;
   for_rows(pool, call.rows, size, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      const X* x = static_cast<const X*>(call.x) + row * size;
-      Out* out = static_cast<Out*>(call.out) + row * size;
-      double sum = 0.0;  // of blocks, so that long rows are as exact as short ones
-      for (int64_t begin = 0; begin < size; begin += kBlock) {
-        const int64_t end = begin + kBlock < size ? begin + kBlock : size, whole = end - (end - begin) % kLanes;
-        float lanes[kLanes] = {};
-        for (int64_t at = begin; at < whole; at += kLanes)
-          for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += value(x, at + lane) * value(x, at + lane);
-        for (int64_t at = whole; at < end; ++at) lanes[at - whole] += value(x, at) * value(x, at);
-        for (const float lane : lanes) sum += static_cast<double>(lane);
-      }
-      const float mean = static_cast<float>(sum / static_cast<double>(size)), offset = call.offset;
-      const float factor = 1.0f / std::sqrt(mean + call.epsilon);
-      for (int64_t at = 0; at < size; ++at) put(out, at, value(x, at) * factor * (offset + value(scale, at)));
-    }
+    for (int64_t row = first; row < last; ++row)
+      norm_row(static_cast<const X*>(call.x) + row * size, static_cast<const Scale*>(call.scale), size, call.epsilon,
+               call.offset, static_cast<Out*>(call.out) + row * size);
   });
 }
 
@@ -66,9 +70,17 @@ void turn(const Rotation& call, Pool& pool) {
   // The two of a pair are so far from each other, and pairs.
   const int64_t apart = call.interleaved ? 1 : pairs, step = call.interleaved ? 2 : 1;
   for_rows(pool, call.tokens * call.heads, size, [&](int64_t first, int64_t last) {
+    std::vector<X> normed(static_cast<size_t>(call.scale ? size : 0));
     for (int64_t row = first; row < last; ++row) {
       const int64_t token = row / call.heads;
       const X* x = static_cast<const X*>(call.x) + row * size;
+      if (call.scale) {
+        if (call.scale_kind == Values::kF32)
+          norm_row(x, static_cast<const float*>(call.scale), size, call.epsilon, call.offset, normed.data());
+        else
+          norm_row(x, static_cast<const uint16_t*>(call.scale), size, call.epsilon, call.offset, normed.data());
+        x = normed.data();
+      }
       X* out = static_cast<X*>(call.out) + row * size;
       const float *cos = call.cos + token * pairs, *sin = call.sin + (2 * token + 1) * pairs;
       for (int64_t pair = 0; pair < pairs; ++pair) {

@@ -20,7 +20,7 @@ void rms_norm(const Norm& call, Pool& pool);
 
 // Heads (tokens, heads, size), in which the pairs of the first 2 * pairs dimensions are turned by the angles of their
 // token: cos (tokens, pairs), and sin (tokens, 2, pairs), first negative and then positive. A pair is (i, i + pairs), or
-// where they are interleaved (2 i, 2 i + 1).
+// where they are interleaved (2 i, 2 i + 1). With a scale (size,) each head is normed before, as in Norm, and rounded.
 struct Rotation {
   const void* x = nullptr;
   const float* cos = nullptr;
@@ -29,6 +29,9 @@ struct Rotation {
   Values kind = Values::kF32;  // of both; float32 or bfloat16
   int64_t tokens = 0, heads = 0, size = 0, pairs = 0;
   bool interleaved = false;
+  const void* scale = nullptr;
+  Values scale_kind = Values::kF32;
+  float epsilon = 0.0f, offset = 0.0f;
 };
 void rotate(const Rotation& call, Pool& pool);
 
