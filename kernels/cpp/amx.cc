@@ -40,6 +40,8 @@ inline void fence() { __asm__ volatile("" ::: "memory"); }
 // The processor's tiles: 0 to 3 are sums, 4 and 5 rows of the weight, 6 and 7 columns of x.
 class Unit {
  public:
+  static constexpr int64_t kOutputs = 64, kSteps = 8;  // four tiles of rows: two are multiplied at a time
+
   // Fewer rows of x than a tile has are multiplied in less time.
   static int64_t columns(int64_t rows) { return rows < kSide ? rows : kSide; }
 

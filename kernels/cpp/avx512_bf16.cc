@@ -52,6 +52,8 @@ inline bool fast_pairs() {
 // rows are alone, two pairs to the lanes of eight rows, as to broadcast takes longer than to multiply once.
 class Unit {
  public:
+  static constexpr int64_t kOutputs = 16, kSteps = 16;
+
   static int64_t columns(int64_t) { return kSide; }
   explicit Unit(int64_t) {}
 

@@ -37,28 +37,25 @@ bool choose(const char* name) {
 }
 
 uint64_t read_all(const uint8_t* bytes, int64_t size, Pool& pool) {
-  constexpr int64_t kPart = 1 << 20;
+  constexpr int64_t kPart = 1 << 20, kAhead = 8192;
   std::atomic<uint64_t> total{0};
   parallel(pool, (size + kPart - 1) / kPart, [&](int64_t part) {
     const int64_t first = part * kPart, last = first + kPart < size ? first + kPart : size;
-    // Four streams at a time, as the products have them: that is what the prefetchers like best.
-    const int64_t quarter = (last - first) / 256 * 64;
-    uint64_t sums[4][8] = {};
-    for (int64_t at = 0; at < quarter; at += 64)
-      for (int stream = 0; stream < 4; ++stream) {
-        uint64_t words[8];
-        std::memcpy(words, bytes + first + stream * quarter + at, sizeof words);
-        for (int lane = 0; lane < 8; ++lane) sums[stream][lane] += words[lane];
-      }
+    // From front to back, with what comes later asked for, as the products read: of all ways the fastest.
+    uint64_t sums[8] = {}, words[8];
+    int64_t at = first;
+    for (; at + 64 <= last; at += 64) {
+      __builtin_prefetch(bytes + at + kAhead);
+      std::memcpy(words, bytes + at, sizeof words);
+      for (int lane = 0; lane < 8; ++lane) sums[lane] += words[lane];
+    }
     uint64_t sum = 0;
-    int64_t at = first + 4 * quarter;
-    for (uint64_t word; at + 8 <= last; at += 8) {
-      std::memcpy(&word, bytes + at, sizeof word);
-      sum += word;
+    for (; at + 8 <= last; at += 8) {
+      std::memcpy(words, bytes + at, 8);
+      sum += words[0];
     }
     for (; at < last; ++at) sum += bytes[at];
-    for (const auto& stream : sums)
-      for (const uint64_t lane : stream) sum += lane;
+    for (const uint64_t lane : sums) sum += lane;
     total.fetch_add(sum, std::memory_order_relaxed);
   });
   return total.load();

@@ -7,6 +7,7 @@ Buffers that begin anywhere, and what is read past them, are in tests/native/che
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -94,18 +95,38 @@ def test_the_model_is_the_one_of_the_formats() -> None:
 
 
 @each_kernel
-def test_few_rows_are_each_as_alone(kernels: str) -> None:
-    """Bit for bit: up to eight users get what each would alone."""
+@pytest.mark.parametrize("inputs", [300, 4200])
+def test_few_rows_are_each_as_alone(kernels: str, inputs: int) -> None:
+    """Bit for bit: up to eight users get what each would alone, whose long rows are multiplied in one piece."""
     if kernels == "amx":
         pytest.skip("it takes several rows with other instructions")
     random = np.random.default_rng(8)
-    weights = [weight_of(format, (37, 300), random) for format in SOME]
-    for rows in (2, 4, 7, 8):
-        x = rows_of(rows, 300, BF16, random)
+    weights = [weight_of(format, (37, inputs), random) for format in SOME]
+    for rows in (2, 4, 7, 8) if inputs == 300 else (5, 8):
+        x = rows_of(rows, inputs, BF16, random)
         each = [multiply(x[row : row + 1], weights, kernels) for row in range(rows)]
         for index, found in enumerate(multiply(x, weights, kernels)):
             alone = np.concatenate([one[index] for one in each])
             np.testing.assert_array_equal(found, alone, err_msg=f"{SOME[index]}, {rows} rows")
+
+
+@each_kernel
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
+def test_long_rows_are_multiplied_piece_by_piece(kernels: str, dtype: Any) -> None:
+    """Rows of x that the L1 cache has no room for: scales of all widths, several pieces each way, and NaN."""
+    random = np.random.default_rng(9)
+    formats = [*SOME, "f8_e4m3fn(tile=1x1500)", "int8(group=1280)", "int4(group=33, zero_points)", "f8_e5m2(tile=5x96)"]
+    weights = [weight_of(format, (35, 5010), random) for format in formats]
+    nan = weight_of("f8_e4m3fn", (35, 5010), random)
+    codes = np.array(nan.codes)
+    codes[[3, 20], [17, 5009]] = np.nan
+    values = [exact(weight) for weight in weights]
+    for rows in (1, 3, 8):
+        x = rows_of(rows, 5010, dtype, random)
+        *found, with_nan = multiply(x, [*weights, replace(nan, codes=jnp.asarray(codes))], kernels)
+        for weight, expected, one in zip(weights, values, found, strict=True):
+            assert_product(one, x, expected, (kernels, weight.format, rows))
+        np.testing.assert_array_equal(np.isnan(with_nan), np.isin(np.arange(35), [3, 20])[None].repeat(rows, 0))
 
 
 @each_kernel
@@ -145,8 +166,8 @@ CODES += ["int4(group=64, scale=f32)", "int4(group=32, zero_points, scale=f32)",
 
 
 @each_kernel
-@pytest.mark.parametrize("rows", [2, 4, 67])
-def test_every_code_in_every_place(kernels: str, rows: int) -> None:
+@pytest.mark.parametrize(("rows", "dtype"), [(2, F32), (4, BF16), (67, F32), (16, BF16), (67, BF16)])
+def test_every_code_in_every_place(kernels: str, rows: int, dtype: Any) -> None:
     """The product with a row of the identity is a column: all codes, subnormals too, exactly."""
     inputs = 67
     weights = []
@@ -160,7 +181,7 @@ def test_every_code_in_every_place(kernels: str, rows: int) -> None:
             parts["zero_point"] = (np.arange(parts["zero_point"].size) % 16).astype(np.uint8).reshape(256, -1)
         arrays = {name: jnp.asarray(part) for name, part in parts.items()}
         weights.append(Weight(codes=jnp.asarray(codes), **arrays, format=format, shape=(256, inputs)))
-    columns = [multiply(x, weights, kernels) for x in _one_hot(inputs, rows)]
+    columns = [multiply(x.astype(dtype), weights, kernels) for x in _one_hot(inputs, rows)]
     for weight, *found in zip(weights, *columns, strict=True):
         np.testing.assert_array_equal(np.concatenate(found)[:inputs].T, exact(weight), err_msg=str(weight.format))
 
@@ -169,7 +190,7 @@ def test_every_code_in_every_place(kernels: str, rows: int) -> None:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", ["f8_e4m3fn", "f8_e5m2"])
 def test_all_256_codes_with_one_input(kernels: str, rows: int, dtype: str) -> None:
-    """NaN and the infinities among them."""
+    """NaN and the infinities among them, with x in each type."""
     codes = np.arange(256, dtype=np.uint8).view(find_format(dtype).dtype)
     weight = Weight(
         codes=jnp.asarray(codes[:, None]),
@@ -178,9 +199,10 @@ def test_all_256_codes_with_one_input(kernels: str, rows: int, dtype: str) -> No
         shape=(256, 1),
     )
     x = np.arange(1, rows + 1, dtype=np.float32)[:, None]
-    (found,) = multiply(x, [weight], kernels)
+    (found,), (of_bf16,) = multiply(x, [weight], kernels), multiply(x.astype(BF16), [weight], kernels)
     expected = x * codes.astype(np.float32) * np.float32(0.5)
     np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(of_bf16, expected)
     assert np.isnan(found[0]).sum() == (2 if dtype == "f8_e4m3fn" else 6)
     assert np.isinf(found[0]).sum() == (0 if dtype == "f8_e4m3fn" else 2)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from native_weights import KERNELS, REASON
 
-from bombus.kernels.native_rows import rms_norm, rotate
+from bombus.kernels.native_rows import rms_norm, rotate, rotate_together
 
 pytestmark = pytest.mark.skipif(not KERNELS, reason=REASON)
 BF16 = ml_dtypes.bfloat16
@@ -99,6 +99,43 @@ def test_rotation_is_float64s(interleaved: bool, dtype: Any) -> None:
         assert found.dtype == x.dtype
         close(found, turned(x, cos, sin, interleaved), np.abs(x.astype(np.float64)).max())
         np.testing.assert_array_equal(np.asarray(found)[..., 2 * pairs :], x[..., 2 * pairs :])
+
+
+@TYPES
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+def test_heads_are_normed_and_turned_in_one_call(interleaved: bool, dtype: Any) -> None:
+    """Bit for bit as one after the other; heads with a norm beside some without; under vmap and in derivatives too."""
+    cos, sin = tables(2, 3, 5)
+    heads = tuple(drawn((2, 3, count, 12), dtype, count) for count in (4, 2, 1))
+    scales, norms = (drawn((12,), dtype, 7), None, drawn((12,), np.float32, 8)), ((1e-3, 1.0), None, (1e-6, 0.0))
+
+    def alone(heads: Any, scales: Any) -> list[jax.Array]:
+        normed = [
+            x if norm is None else rms_norm(x, scale, epsilon=norm[0], offset=norm[1], dtype=x.dtype)
+            for x, scale, norm in zip(heads, scales, norms, strict=True)
+        ]
+        return [rotate(x, (cos, sin), interleaved=interleaved) for x in normed]
+
+    def together(heads: Any, scales: Any) -> tuple[jax.Array, ...]:
+        return rotate_together(heads, (cos, sin), scales, norms=norms, interleaved=interleaved)
+
+    run = jax.jit(together)
+    text = run.lower(heads, scales).as_text()
+    assert text.count("bombus_rotate") == 1
+    assert "bombus_norm" not in text
+    for found, expected in zip(run(heads, scales), jax.jit(alone)(heads, scales), strict=True):
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, expected)
+    many = tuple(np.stack([x, 2 * x]) for x in heads)
+    for found, one, x in zip(jax.vmap(together, (0, None))(many, scales), alone(heads, scales), heads, strict=True):
+        close(found[0], np.asarray(one, np.float64), 8.0)
+        assert found.shape == (2, *x.shape)
+    if dtype == np.float32:
+        slopes = [
+            jax.grad(lambda h, s, f=f: sum((y**2).sum() for y in f(h, s)))(heads, scales) for f in (together, alone)
+        ]
+        for ours, theirs in zip(*slopes, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_one_table_for_all_rows() -> None:

@@ -84,6 +84,18 @@ bool check_rotation(Random& random, Pool& pool) {
   Numbers sin(random, Values::kF32, 2 * call.tokens * call.pairs), out(random, x.kind, count);
   call.x = x.bytes.data(), call.kind = x.kind, call.out = out.bytes.data();
   call.cos = cos.floats(), call.sin = sin.floats();
+  // Normed before in half of all cases: what the norm gives by itself is compared above.
+  const Numbers scale(random, some_kind(random), call.size);
+  Numbers normed(random, x.kind, count);
+  Norm norm;
+  norm.x = call.x, norm.x_kind = norm.out_kind = x.kind, norm.out = normed.bytes.data();
+  norm.scale = scale.bytes.data(), norm.scale_kind = scale.kind;
+  norm.rows = call.tokens * call.heads, norm.size = call.size;
+  norm.epsilon = 1e-3f, norm.offset = static_cast<float>(random.below(2));
+  rms_norm(norm, pool);
+  const bool norms = random.below(2) != 0;
+  if (norms) call.scale = norm.scale, call.scale_kind = norm.scale_kind, call.epsilon = norm.epsilon, call.offset = norm.offset;
+  const Numbers& turned_ones = norms ? normed : x;
   rotate(call, pool);
   for (int64_t row = 0; row < call.tokens * call.heads; ++row)
     for (int64_t at = 0; at < call.size; ++at) {
@@ -91,9 +103,9 @@ bool check_rotation(Random& random, Pool& pool) {
       const int64_t pair = call.interleaved ? at / 2 : at % call.pairs;
       const bool first = call.interleaved ? at % 2 == 0 : at < call.pairs;
       const int64_t other = call.interleaved ? at ^ 1 : first ? at + call.pairs : at - call.pairs;
-      double expected = x.at(place + at), size = 0.0;
+      double expected = turned_ones.at(place + at), size = 0.0;
       if (at < 2 * call.pairs) {
-        const double turned = x.at(place + other) * sin.at((2 * token + 1) * call.pairs + pair);
+        const double turned = turned_ones.at(place + other) * sin.at((2 * token + 1) * call.pairs + pair);
         expected = expected * cos.at(token * call.pairs + pair);
         size = std::fabs(expected) + std::fabs(turned);
         expected += first ? -turned : turned;
