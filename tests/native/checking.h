@@ -21,11 +21,6 @@
 
 namespace bombus {
 
-// Not compiled in: these kernels are checked by a program of their own.
-const Kernels* avx512_kernels() { return nullptr; }
-const Kernels* avx512_bf16_kernels() { return nullptr; }
-const Kernels* amx_kernels() { return nullptr; }
-
 class Threads final : public Pool {
  public:
   explicit Threads(int count) {
