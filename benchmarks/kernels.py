@@ -94,7 +94,7 @@ def main() -> None:
     numbers = partial(map, int)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--formats", type=lambda text: text.split(";"), default=list(FORMATS), help="separated by ;")
-    parser.add_argument("--rows", type=lambda text: list(numbers(text.split(","))), default=[1, 2, 4, 16])
+    parser.add_argument("--rows", type=lambda text: list(numbers(text.split(","))), default=[1, 2, 4, 8, 16])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--outputs", type=int, default=8192)
     parser.add_argument("--inputs", type=int, default=4096)
