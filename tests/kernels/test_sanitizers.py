@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels" / "cpp"
 CHECKS = [ROOT / "tests" / "native" / name for name in ("check_product.cc", "check_attention.cc", "check_rows.cc")]
-# XLA's side. Instruction sets that the processor lacks are compiled and left out; tests/native/check_avx512.cc emulates some.
+# XLA's side. Instruction sets that the processor lacks are left out; tests/native/check_avx512.cc emulates them.
 ELSEWHERE = ("ffi",)
 COMPILER = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
 # What is left out of `undefined` makes code four times as large, and says of addresses what `address` says of bytes.
