@@ -60,12 +60,12 @@ def rotate_together(
     norms: tuple[tuple[float, float] | None, ...],
     interleaved: bool = False,
 ) -> tuple[jax.Array, ...]:
-    """`rotate` of each of some heads of one type, in one call; those with a scale (H,) are normed before.
+    """`rotate` of each of some heads, in one call; those with a scale (H,) are normed before.
 
     norms: (epsilon, offset) of each that has a scale, as in `rms_norm`. What is normed is rounded to the type of x.
     """
     cos, signed_sin = tables
-    dtype, tokens = heads[0].dtype, heads[0].shape[:2]
+    tokens = heads[0].shape[:2]
 
     def pairs_of(arguments: tuple[jax.Array, ...]) -> Iterator[tuple[jax.Array, jax.Array | None]]:
         left = iter(arguments)
@@ -75,12 +75,12 @@ def rotate_together(
     def reference(cos: jax.Array, signed_sin: jax.Array, *arguments: jax.Array) -> tuple[jax.Array, ...]:
         turn = partial(_turned, cos=cos, signed_sin=signed_sin, interleaved=interleaved)
         return tuple(
-            turn(x_BTNH if norm is None or scale is None else _normed(*norm, dtype, x_BTNH, scale))
+            turn(x_BTNH if norm is None or scale is None else _normed(*norm, x_BTNH.dtype, x_BTNH, scale))
             for norm, (x_BTNH, scale) in zip(norms, pairs_of(arguments), strict=True)
         )
 
     def call(cos: jax.Array, signed_sin: jax.Array, *arguments: jax.Array) -> tuple[jax.Array, ...]:
-        made = [jax.ShapeDtypeStruct(x_BTNH.shape, dtype) for x_BTNH, _ in pairs_of(arguments)]
+        made = [jax.ShapeDtypeStruct(x_BTNH.shape, x_BTNH.dtype) for x_BTNH, _ in pairs_of(arguments)]
         tables = (jnp.broadcast_to(table, (*tokens, *table.shape[2:])) for table in (cos, signed_sin))
         # A negative epsilon: not normed.
         epsilons, offsets = np.array([(-1.0, 0.0) if norm is None else norm for norm in norms], np.float32).T.copy()
@@ -89,7 +89,7 @@ def rotate_together(
         return tuple(native.varying_as(result, cos, signed_sin, *arguments) for result in results)
 
     given = [part for pair in zip(heads, scales, strict=True) for part in pair if part is not None]
-    made: tuple[jax.Array, ...] = _dispatched(reference, call, dtype, cos, signed_sin, *given)
+    made: tuple[jax.Array, ...] = _dispatched(reference, call, heads[0].dtype, cos, signed_sin, *given)
     return made
 
 

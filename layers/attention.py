@@ -89,14 +89,16 @@ class Attention(Layer):
 
     def _turned(self, query: jax.Array, key: jax.Array, context: AttentionContext) -> tuple[jax.Array, ...]:
         """The heads of queries and keys, normed and turned: at once, where the norms are RMS norms of heads."""
-        both, norms = (query, key), (self.query_norm, self.key_norm)
-        of_heads = [norm for norm in norms if isinstance(norm, RMSNorm) and self.norm_over == "head"]
-        together = (
-            self.rotary is not None
-            and len(of_heads) == 2
-            and all(norm.output_type_of("scale", query.dtype) == query.dtype == key.dtype for norm in of_heads)
-        )
-        heads = tuple(self._heads(x, None if together else norm) for x, norm in zip(both, norms, strict=True))
+        both = ((query, self.query_norm), (key, self.key_norm))
+        of_heads = [
+            norm
+            for x, norm in both
+            if isinstance(norm, RMSNorm)
+            and self.norm_over == "head"
+            and norm.output_type_of("scale", x.dtype) == x.dtype
+        ]
+        together = self.rotary is not None and len(of_heads) == 2
+        heads = tuple(self._heads(x, None if together else norm) for x, norm in both)
         if self.rotary is None:
             return heads
         return rotate_together(

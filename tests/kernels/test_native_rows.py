@@ -106,7 +106,8 @@ def test_rotation_is_float64s(interleaved: bool, dtype: Any) -> None:
 def test_heads_are_normed_and_turned_in_one_call(interleaved: bool, dtype: Any) -> None:
     """Bit for bit as one after the other; heads with a norm beside some without; under vmap and in derivatives too."""
     cos, sin = tables(2, 3, 5)
-    heads = tuple(drawn((2, 3, count, 12), dtype, count) for count in (4, 2, 1))
+    types = (dtype, dtype, np.float32)  # each head has its own
+    heads = tuple(drawn((2, 3, count, 12), kind, count) for count, kind in zip((4, 2, 1), types, strict=True))
     scales, norms = (drawn((12,), dtype, 7), None, drawn((12,), np.float32, 8)), ((1e-3, 1.0), None, (1e-6, 0.0))
 
     def alone(heads: Any, scales: Any) -> list[jax.Array]:
@@ -123,8 +124,8 @@ def test_heads_are_normed_and_turned_in_one_call(interleaved: bool, dtype: Any) 
     text = run.lower(heads, scales).as_text()
     assert text.count("bombus_rotate") == 1
     assert "bombus_norm" not in text
-    for found, expected in zip(run(heads, scales), jax.jit(alone)(heads, scales), strict=True):
-        assert found.dtype == dtype
+    for found, expected, kind in zip(run(heads, scales), jax.jit(alone)(heads, scales), types, strict=True):
+        assert found.dtype == kind
         np.testing.assert_array_equal(found, expected)
     many = tuple(np.stack([x, 2 * x]) for x in heads)
     for found, one, x in zip(jax.vmap(together, (0, None))(many, scales), alone(heads, scales), heads, strict=True):
