@@ -4,6 +4,7 @@
 #include <string>
 
 #include "kernels.h"
+#include "lines.h"
 #include "parallel.h"
 
 namespace bombus {
@@ -37,14 +38,14 @@ bool choose(const char* name) {
 }
 
 uint64_t read_all(const uint8_t* bytes, int64_t size, Pool& pool) {
-  constexpr int64_t kPart = 1 << 20, kAhead = 8192;
+  constexpr int64_t kPart = 1 << 20;
   std::atomic<uint64_t> total{0};
   parallel(pool, (size + kPart - 1) / kPart, [&](int64_t part) {
     const int64_t first = part * kPart, last = first + kPart < size ? first + kPart : size;
     // From front to back, with what comes later asked for, as the products read: of all ways the fastest.
     uint64_t sums[8] = {}, words[8];
     int64_t at = first;
-    for (; at + 64 <= last; at += 64) {
+    for (; at + kCacheLine <= last; at += kCacheLine) {
       __builtin_prefetch(bytes + at + kAhead);
       std::memcpy(words, bytes + at, sizeof words);
       for (int lane = 0; lane < 8; ++lane) sums[lane] += words[lane];

@@ -1,11 +1,16 @@
-// Memory that begins where a cache line does, as vectors are read from: of two lines each takes twice as long.
+// Cache lines: memory that begins where one does, as vectors are read from (of two lines each takes twice as long), and how
+// far ahead they are asked for.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <vector>
 
 namespace bombus {
+
+constexpr int64_t kCacheLine = 64;
+constexpr int64_t kAhead = 8192;  // bytes that are on their way where memory is read from front to back
 
 template <class T>
 struct InLines {
@@ -19,7 +24,7 @@ struct InLines {
   bool operator==(const InLines<U>&) const { return true; }
   template <class U>
   bool operator!=(const InLines<U>&) const { return false; }
-  static constexpr std::align_val_t kLine{64};
+  static constexpr std::align_val_t kLine{kCacheLine};
 };
 
 template <class T>
