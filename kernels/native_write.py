@@ -37,7 +37,8 @@ def _plain(old: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
 @custom_vmap
 def _in_place(old: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
     made = jax.ShapeDtypeStruct(old.shape, old.dtype)
-    result = jax.ffi.ffi_call("bombus_write", made, input_output_aliases={0: 0})(old, new, first)
+    # In one row: XLA copies an axis of size one for the order of the others.
+    result = jax.ffi.ffi_call("bombus_write", made, input_output_aliases={0: 0})(old, new.reshape(-1), first)
     return native.varying_as(result, old, new, first)
 
 

@@ -129,19 +129,21 @@ ffi::Error attention(ffi::ThreadPool threads, ffi::Span<const int64_t> shapes, f
   return ffi::Error::Success();
 }
 
-// Rows (X, T, ...) written over those of a buffer (X, S, ...) from slot `first` on, where the result is the buffer itself.
+// Rows (X, T, ...), as one row of values, written over those of a buffer (X, S, ...) from slot `first` on, where the result is
+// the buffer itself.
 ffi::Error write(ffi::AnyBuffer before, ffi::AnyBuffer rows, ffi::BufferR0<ffi::S32> first, ffi::Result<ffi::AnyBuffer> after) {
-  const auto sizes = before.dimensions(), some = rows.dimensions();
-  if (sizes.size() < 2 || some.size() != sizes.size() || sizes[0] != some[0] || some[1] > sizes[1])
-    return wrong("wrong shape of rows to write");
+  const auto sizes = before.dimensions();
   if (before.untyped_data() != after->untyped_data()) return wrong("a cache is not written in place");
   if (rows.size_bytes() == 0) return ffi::Error::Success();
-  const int64_t bytes = static_cast<int64_t>(rows.size_bytes()) / (some[0] * some[1]);
+  const int64_t all = static_cast<int64_t>(before.size_bytes()), some = static_cast<int64_t>(rows.size_bytes());
+  if (sizes.size() < 2 || all == 0 || before.element_type() != rows.element_type()) return wrong("wrong rows to write");
+  const int64_t heads = sizes[0], slots = sizes[1], bytes = all / (heads * slots), tokens = some / (heads * bytes);
+  if (tokens > slots || tokens * heads * bytes != some) return wrong("wrong number of rows to write");
   int64_t slot = *first.typed_data();
-  slot = slot > sizes[1] - some[1] ? sizes[1] - some[1] : slot < 0 ? 0 : slot;
-  for (int64_t head = 0; head < some[0]; ++head)
-    std::memcpy(static_cast<uint8_t*>(after->untyped_data()) + (head * sizes[1] + slot) * bytes,
-                static_cast<const uint8_t*>(rows.untyped_data()) + head * some[1] * bytes, static_cast<size_t>(some[1] * bytes));
+  slot = slot > slots - tokens ? slots - tokens : slot < 0 ? 0 : slot;
+  for (int64_t head = 0; head < heads; ++head)
+    std::memcpy(static_cast<uint8_t*>(after->untyped_data()) + (head * slots + slot) * bytes,
+                static_cast<const uint8_t*>(rows.untyped_data()) + head * tokens * bytes, static_cast<size_t>(tokens * bytes));
   return ffi::Error::Success();
 }
 
