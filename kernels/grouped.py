@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bombus.kernels import native
+from bombus.kernels.native_grouped import multiply_groups
 from bombus.kernels.product import FEW_ROWS, by_tiles, dot, whole
 from bombus.kernels.weight import Weight, dequantize
 
@@ -108,7 +109,7 @@ def grouped_product(x_PI: jax.Array, groups: Groups, stack: Weight, *, compute_t
 
 @jax.custom_jvp
 def _native(x_NMI: jax.Array, expert_N: jax.Array, used: jax.Array, stack: Weight) -> jax.Array:
-    return native.multiply_groups(x_NMI, expert_N, used, stack)
+    return multiply_groups(x_NMI, expert_N, used, stack)
 
 
 @_native.defjvp

@@ -1,6 +1,6 @@
 """The C++ kernels in kernels/cpp, called through XLA's foreign function interface on CPU.
 
-Shapes: R rows of x, I inputs, O outputs, E experts, N blocks of M rows.
+Shapes: R rows of x, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -138,11 +138,32 @@ def runs(weight: Weight, compute_type: jnp.dtype) -> bool:
 @custom_vmap
 def multiply(x_RI: jax.Array, weights: Sequence[Weight]) -> tuple[jax.Array, ...]:
     """x times each of the weights, (R, O) in float32, in one call. CPU only; `runs` must be true of all."""
-    numbers, factors, arrays = _described(weights)
-    results = [jax.ShapeDtypeStruct((x_RI.shape[0], weight.shape[0]), jnp.float32) for weight in weights]
-    call = jax.ffi.ffi_call("bombus_product", results)
-    made = call(x_RI, *arrays, numbers=numbers, factors=factors)
-    return tuple(varying_as(y_RO, x_RI, *arrays) for y_RO in made)
+    return call_product(x_RI, weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a call does before or behind its products (`product` in kernels/cpp/ffi.cc): by which numbers, of what."""
+
+    numbers: np.ndarray
+    arrays: Sequence[jax.Array] = ()
+    results: Sequence[jax.ShapeDtypeStruct] = ()
+
+
+NO_NORM, NOTHING = Step(numbers=np.zeros(0, np.float32)), Step(numbers=np.zeros(0, np.int64))
+
+
+def call_product(
+    x_RI: jax.Array, weights: Sequence[Weight], *, norm: Step = NO_NORM, after: Step = NOTHING
+) -> tuple[jax.Array, ...]:
+    """x times each of the weights, (R, O) in float32; or the results of `after` where it has any."""
+    numbers, factors, arrays = described(weights)
+    made = [jax.ShapeDtypeStruct((x_RI.shape[0], weight.shape[0]), jnp.float32) for weight in weights]
+    given = (x_RI, *norm.arrays, *arrays, *after.arrays)
+    call = jax.ffi.ffi_call("bombus_product", (*norm.results, *made, *after.results))
+    results = call(*given, numbers=numbers, factors=factors, norm=norm.numbers, after=after.numbers)
+    first = len(norm.results) + len(made) if after.results else len(norm.results)
+    return tuple(varying_as(result, *given) for result in results[first:])
 
 
 @multiply.def_vmap
@@ -166,16 +187,6 @@ def _multiply_batch(
     return made, (True,) * len(made)
 
 
-@custom_vmap
-def multiply_groups(x_NMI: jax.Array, expert_N: jax.Array, used: jax.Array, stack: Weight) -> jax.Array:
-    """Blocks of rows times the weight of one expert each, (N, M, O) in float32; from block `used` on zeros."""
-    numbers, factors, arrays = _described([stack])
-    call = jax.ffi.ffi_call("bombus_grouped", jax.ShapeDtypeStruct((*x_NMI.shape[:2], stack.shape[0]), jnp.float32))
-    experts = np.int64(stack.codes.shape[0])
-    made = call(x_NMI, expert_N, used, *arrays, numbers=numbers, factors=factors, experts=experts)
-    return varying_as(made, x_NMI, expert_N, used, *arrays)
-
-
 def varying_as(result: jax.Array, *arguments: jax.Array) -> jax.Array:
     """The result of a call, marked inside shard_map as one that differs from device to device as its arguments do."""
     axes = set[Any]().union(*map(_varying, arguments)) - _varying(result)
@@ -188,20 +199,6 @@ def _varying(array: jax.Array) -> set[Any]:
     return set(getattr(found, "vma", ()) if kind is None else kind.varying)
 
 
-@multiply_groups.def_vmap
-def _multiply_groups_batch(size: int, batched: Any, *arguments: Any) -> tuple[jax.Array, bool]:
-    arrays, tree = jax.tree.flatten(arguments)
-    moving = jax.tree.leaves(tuple(batched))
-
-    def one(index: jax.Array) -> jax.Array:
-        from bombus.kernels.weight import slice_bits
-
-        taken = [slice_bits(a, index)[0] if moves else a for a, moves in zip(arrays, moving, strict=True)]
-        return multiply_groups(*jax.tree.unflatten(tree, taken))
-
-    return jax.lax.map(one, jnp.arange(size)), True
-
-
 @jax.jit
 def read_bytes(values: jax.Array) -> jax.Array:
     """The sum of a buffer's 64-bit words, as two uint32: a plain read by all of XLA's threads. CPU only."""
@@ -209,7 +206,7 @@ def read_bytes(values: jax.Array) -> jax.Array:
     return jax.ffi.ffi_call("bombus_read", jax.ShapeDtypeStruct((2,), jnp.uint32))(values)
 
 
-def _described(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray, list[jax.Array]]:
+def described(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray, list[jax.Array]]:
     """The numbers and factors of Description in kernels/cpp/ffi.cc, and the arrays in the order that it takes them."""
     numbers, factors, arrays = [], [], []
     for weight in weights:

@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from bombus.kernels import Activation
 from bombus.policies.errors import Problem, SpecError, closest
 
 _gelu = partial(jax.nn.gelu, approximate=False)
@@ -16,11 +17,6 @@ _gelu_tanh = partial(jax.nn.gelu, approximate=True)
 
 def _quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
-
-
-def _rounded_once(activation: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """The activation of 16-bit values in float32, as torch has it; JAX's own would round after every operation."""
-    return lambda x: activation(x.astype(jnp.float32)).astype(x.dtype)
 
 
 # The names and what they mean are transformers' (activations.py).
@@ -45,8 +41,9 @@ _PLAIN: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "linear": lambda x: x,
 }
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    name: _rounded_once(activation) for name, activation in _PLAIN.items()
+_NATIVE = {jax.nn.silu: 1, _gelu_tanh: 2}
+ACTIVATIONS: Mapping[str, Activation] = {
+    name: Activation(function=function, native=_NATIVE.get(function, 0)) for name, function in _PLAIN.items()
 }
 
 

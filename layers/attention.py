@@ -21,7 +21,7 @@ from bombus.layers.context import AttentionContext
 from bombus.layers.dense import Dense, dense_together
 from bombus.layers.layer import Layer, declare
 from bombus.layers.layer_cache import LayerCache, Source, heads_first
-from bombus.layers.norm import RMSNorm
+from bombus.layers.norm import Norm, RMSNorm
 from bombus.layers.rotary import Rotary
 from bombus.layers.stored import Stored
 
@@ -70,9 +70,16 @@ class Attention(Layer):
         self.sinks = declare((num_heads,), jnp.dtype(jnp.float32)) if sinks else None
 
     def __call__(
-        self, x: jax.Array, context: AttentionContext, cached: LayerCache | None = None
+        self,
+        x: jax.Array,
+        context: AttentionContext,
+        cached: LayerCache | None = None,
+        *,
+        norm: Norm | None = None,
+        residual: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        query, key, value = dense_together(x, (self.query, self.key, self.value))
+        """Of norm(x), and added to `residual` where there is one."""
+        query, key, value = dense_together(x, (self.query, self.key, self.value), norm=norm)
         q_BTNH, k_BTKH = self._turned(query, key, context)
         v_BTKH = self._heads(value, None)
         k_XTH, v_XTH = heads_first(k_BTKH), heads_first(v_BTKH)
@@ -81,7 +88,7 @@ class Attention(Layer):
         else:
             sources = [Source(Stored(codes=k_XTH), Stored(codes=v_XTH), context.mask(self.window))]
         mixed = attend_to(q_BTNH, sources, scale=self.scale, softcap=self.softcap, sinks_N=self._sinks())
-        return self.output(mixed.reshape(*x.shape[:2], -1)), cached
+        return self.output(mixed.reshape(*x.shape[:2], -1), residual=residual), cached
 
     def keys(self, x: jax.Array) -> jax.Array:
         """The keys of x before they are normed and turned: their type is what a cache holds."""

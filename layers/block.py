@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 from flax import nnx
@@ -14,8 +14,13 @@ from bombus.layers.attention import Attention
 from bombus.layers.context import AttentionContext
 from bombus.layers.latent_attention import LatentAttention
 from bombus.layers.layer_cache import LayerCache
+from bombus.layers.norm import Norm, normed
 
-Norm = Callable[[jax.Array], jax.Array]
+
+class FeedForwardLayer(Protocol):
+    """A feed-forward: of norm(x), and added to `residual` where there is one."""
+
+    def __call__(self, x: jax.Array, *, norm: Norm | None = None, residual: jax.Array | None = None) -> jax.Array: ...
 
 
 class Block(nnx.Module):
@@ -31,7 +36,7 @@ class Block(nnx.Module):
         self,
         *,
         self_attention: Attention | LatentAttention,
-        ffn: Callable[[jax.Array], jax.Array],
+        ffn: FeedForwardLayer,
         self_attention_norm: Norm | None = None,
         self_attention_output_norm: Norm | None = None,
         output_norm: Norm | None = None,
@@ -49,22 +54,21 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, context: AttentionContext, cached: LayerCache | None = None
     ) -> tuple[jax.Array, LayerCache | None]:
-        read = self.attention_input(x)
-        mixed, cached = self.self_attention(read, context, cached)
-        mixed = _normed(self.self_attention_output_norm, mixed)
         if self.parallel:
-            both = mixed + self._feed_forward(read if self.output_norm is None else x).astype(mixed.dtype)
+            read = self.attention_input(x)
+            mixed, cached = self.self_attention(read, context, cached)
+            norm, x_or_read = (None, read) if self.output_norm is None else (self.output_norm, x)
+            mixed = normed(self.self_attention_output_norm, mixed)
+            both = mixed + normed(self.ffn_output_norm, self.ffn(x_or_read, norm=norm)).astype(mixed.dtype)
             return x + both.astype(x.dtype), cached
-        x = x + mixed.astype(x.dtype)
-        return x + self._feed_forward(x).astype(x.dtype), cached
+        # A product adds its result to the stream itself, where no norm comes in between.
+        residual = x if self.self_attention_output_norm is None else None
+        mixed, cached = self.self_attention(x, context, cached, norm=self.self_attention_norm, residual=residual)
+        x = mixed if residual is not None else x + normed(self.self_attention_output_norm, mixed).astype(x.dtype)
+        if self.ffn_output_norm is None:
+            return self.ffn(x, norm=self.output_norm, residual=x), cached
+        return x + self.ffn_output_norm(self.ffn(x, norm=self.output_norm)).astype(x.dtype), cached
 
     def attention_input(self, x: jax.Array) -> jax.Array:
         """What attention reads of the stream x."""
-        return _normed(self.self_attention_norm, x)
-
-    def _feed_forward(self, x: jax.Array) -> jax.Array:
-        return _normed(self.ffn_output_norm, self.ffn(_normed(self.output_norm, x)))
-
-
-def _normed(norm: Norm | None, x: jax.Array) -> jax.Array:
-    return x if norm is None else norm(x)
+        return normed(self.self_attention_norm, x)

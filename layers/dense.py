@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from bombus.kernels import Weight, product, products
+from bombus.kernels import Activation, Weight, combined, fused_products
 from bombus.layers.layer import WeightLayer, declare
+from bombus.layers.norm import Norm, RMSNorm, normed
 from bombus.policies.formats import DType, fp8_in_tiles
 
 
@@ -63,22 +64,46 @@ def dense(
     output_type: DType | None = None,
 ) -> jax.Array:
     """x (..., I) times a stored weight (O, I) of any format, plus bias (O,). Types as in fp8_aware_dense."""
-    y = product(x, weight, compute_type=jnp.dtype(x.dtype if compute_type is None else compute_type))
-    return _finished(y, bias, x.dtype if output_type is None else output_type)
+    return fused_products(
+        x,
+        (weight,),
+        compute_type=x.dtype if compute_type is None else compute_type,
+        output_types=(x.dtype if output_type is None else output_type,),
+        biases=(bias,),
+    )[0]
 
 
-def _finished(y: jax.Array, bias: jax.Array | None, dtype: DType) -> jax.Array:
-    # XLA fuses this with what comes next; inside the kernels it would not be faster (benchmarks/README.md).
-    return (y if bias is None else y + bias.astype(jnp.float32)).astype(dtype)
+def dense_together(
+    x: jax.Array,
+    layers: Sequence[Dense],
+    *,
+    norm: Norm | None = None,
+    activation: Activation | None = None,
+    residual: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
+    """layer(norm(x)) for each of the layers; in one call where they compute in the same type.
 
-
-def dense_together(x: jax.Array, layers: Sequence[Dense]) -> list[jax.Array]:
-    """layer(x) for each of the layers; in one call where they compute in the same type."""
-    types = [layer.compute_type("kernel", x.dtype) for layer in layers]
+    activation: of the first, times the second where there are two; there is one result then. residual: what every
+    result is added to, in its type.
+    """
+    if norm is not None and not isinstance(norm, RMSNorm):
+        x, norm = norm(x), None
+    before = None if norm is None else norm.before(x.dtype)
+    dtype = x.dtype if before is None else before.dtype
+    types = [layer.compute_type("kernel", dtype) for layer in layers]
     if len(set(types)) > 1:
-        return [layer(x) for layer in layers]
-    made = products(x, tuple(layer.weight for layer in layers), compute_type=jnp.dtype(types[0]))
-    return [layer.finished(y, x.dtype) for layer, y in zip(layers, made, strict=True)]
+        x = normed(norm, x)
+        return combined([layer(x) for layer in layers], activation, residual)
+    return fused_products(
+        x,
+        [layer.weight for layer in layers],
+        compute_type=types[0],
+        output_types=[layer.returned_type(dtype) for layer in layers],
+        biases=[layer.computed_bias for layer in layers],
+        norm=before,
+        activation=activation,
+        residual=residual,
+    )
 
 
 class Dense(WeightLayer):
@@ -101,15 +126,18 @@ class Dense(WeightLayer):
         self.bias = declare((outputs,), jnp.dtype(jnp.float32)) if bias else None
         self.output_type = output_type
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = product(x, self.weight, compute_type=jnp.dtype(self.compute_type("kernel", x.dtype)))
-        return self.finished(y, x.dtype)
+    def __call__(self, x: jax.Array, *, residual: jax.Array | None = None) -> jax.Array:
+        """The product, added to `residual` (..., O) in its type where there is one."""
+        return dense_together(x, (self,), residual=residual)[0]
 
-    def finished(self, y: jax.Array, dtype: DType) -> jax.Array:
-        """The float32 product of an x of this type, with the bias and in the type that is returned."""
-        bias = None if self.bias is None else self.bias.get_value()
-        if bias is not None:
-            bias = bias.astype(self.compute_type("bias", bias.dtype))
-        return _finished(
-            y, bias, self.output_type_of("kernel", dtype if self.output_type is None else self.output_type)
-        )
+    @property
+    def computed_bias(self) -> jax.Array | None:
+        """The bias in the type that it is computed in."""
+        if self.bias is None:
+            return None
+        bias = self.bias.get_value()
+        return bias.astype(self.compute_type("bias", bias.dtype))
+
+    def returned_type(self, dtype: DType) -> DType:
+        """The type of what is returned for an x of this type."""
+        return self.output_type_of("kernel", dtype if self.output_type is None else self.output_type)

@@ -12,6 +12,7 @@ from flax import nnx
 from bombus.layers.activations import ACTIVATIONS, check_activation
 from bombus.layers.dense import Dense, dense_together
 from bombus.layers.experts import ClampedSwish, Experts
+from bombus.layers.norm import Norm, normed
 from bombus.layers.router import Router
 
 __all__ = ["ACTIVATIONS", "FeedForward", "GatedFeedForward", "MixtureFeedForward", "check_activation"]
@@ -26,8 +27,10 @@ class FeedForward(nnx.Module):
         self.output = Dense(intermediate_size, hidden_size, bias=bias)
         self.activation = activation
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.output(ACTIVATIONS[self.activation](self.intermediate(x)))
+    def __call__(self, x: jax.Array, *, norm: Norm | None = None, residual: jax.Array | None = None) -> jax.Array:
+        """Of norm(x), and added to `residual` where there is one."""
+        (active,) = dense_together(x, (self.intermediate,), norm=norm, activation=ACTIVATIONS[self.activation])
+        return self.output(active, residual=residual)
 
 
 class GatedFeedForward(nnx.Module):
@@ -40,9 +43,11 @@ class GatedFeedForward(nnx.Module):
         self.output = Dense(intermediate_size, hidden_size, bias=bias)
         self.activation = activation
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        gate, intermediate = dense_together(x, (self.gate, self.intermediate))
-        return self.output(ACTIVATIONS[self.activation](gate) * intermediate.astype(gate.dtype))
+    def __call__(self, x: jax.Array, *, norm: Norm | None = None, residual: jax.Array | None = None) -> jax.Array:
+        """Of norm(x), and added to `residual` where there is one."""
+        both = (self.gate, self.intermediate)
+        (gated,) = dense_together(x, both, norm=norm, activation=ACTIVATIONS[self.activation])
+        return self.output(gated, residual=residual)
 
 
 class MixtureFeedForward(nnx.Module):
@@ -65,10 +70,12 @@ class MixtureFeedForward(nnx.Module):
         )
         self.shared = shared
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, norm: Norm | None = None, residual: jax.Array | None = None) -> jax.Array:
+        """Of norm(x), and added to `residual` where there is one."""
+        x = normed(norm, x)
         x_TD = x.reshape(-1, x.shape[-1])
         weights_TK, experts_TK = self.router(x_TD)
         y = self.experts(x_TD, experts_TK, weights_TK).reshape(x.shape)
-        if self.shared is None:
-            return y
-        return (y.astype(jnp.float32) + self.shared(x).astype(jnp.float32)).astype(y.dtype)
+        if self.shared is not None:
+            y = (y.astype(jnp.float32) + self.shared(x).astype(jnp.float32)).astype(y.dtype)
+        return y if residual is None else residual + y.astype(residual.dtype)

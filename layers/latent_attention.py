@@ -16,7 +16,7 @@ from bombus.layers.attention import attend_to
 from bombus.layers.context import AttentionContext
 from bombus.layers.dense import Dense
 from bombus.layers.layer_cache import LayerCache, Source, heads_first
-from bombus.layers.norm import RMSNorm
+from bombus.layers.norm import Norm, RMSNorm, normed
 from bombus.layers.rotary import Rotary
 from bombus.layers.stored import Stored
 
@@ -67,8 +67,16 @@ class LatentAttention(nnx.Module):
         self.output = Dense(num_heads * value_dim, hidden_size, bias=bias)
 
     def __call__(
-        self, x: jax.Array, context: AttentionContext, cached: LayerCache | None = None
+        self,
+        x: jax.Array,
+        context: AttentionContext,
+        cached: LayerCache | None = None,
+        *,
+        norm: Norm | None = None,
+        residual: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
+        """Of norm(x), and added to `residual` where there is one."""
+        x = normed(norm, x)
         tables = context.tables(self.rotary, self.rope_dim)
         latent_BTC, k_BTR = self._latent_and_key(x)
         k_BT1R = rotate(k_BTR[:, :, None], tables, interleaved=self.interleaved).astype(latent_BTC.dtype)
@@ -88,7 +96,7 @@ class LatentAttention(nnx.Module):
         mixed_BTNL = attend_to(q_BTNL, sources, scale=self.scale)
         mixed_BTNC = mixed_BTNL[..., : latent_BTC.shape[-1]]
         mixed_BTNV = self._through_up("nrc,nvc->nrv", mixed_BTNC, slice(self.nope_dim, None))
-        return self.output(mixed_BTNV.reshape(*x.shape[:2], -1)), cached
+        return self.output(mixed_BTNV.reshape(*x.shape[:2], -1), residual=residual), cached
 
     def keys(self, x: jax.Array) -> jax.Array:
         """The latents of x: their type is what a cache holds."""

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from bombus.kernels import Normed
 from bombus.kernels.native_rows import rms_norm
 from bombus.layers.layer import Layer, declare
+from bombus.policies.formats import DType
+
+Norm = Callable[[jax.Array], jax.Array]
+
+
+def normed(norm: Norm | None, x: jax.Array) -> jax.Array:
+    """norm(x), or x where there is none."""
+    return x if norm is None else norm(x)
 
 
 class RMSNorm(Layer):
@@ -20,15 +31,18 @@ class RMSNorm(Layer):
         self.epsilon = epsilon
         self.plus_one = plus_one
 
+    def before(self, dtype: DType) -> Normed:
+        """This, as what an x of that type becomes before a product."""
+        return Normed(self.scale.get_value(), *self.numbers, self.output_type_of("scale", dtype))
+
     @property
     def numbers(self) -> tuple[float, float]:
         """(epsilon, what is added to the scale)."""
         return self.epsilon, 1.0 if self.plus_one else 0.0
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        epsilon, offset = self.numbers
-        dtype = self.output_type_of("scale", x.dtype)
-        return rms_norm(x, self.scale.get_value(), epsilon=epsilon, offset=offset, dtype=dtype)
+        scale, epsilon, offset, dtype = self.before(x.dtype)
+        return rms_norm(x, scale, epsilon=epsilon, offset=offset, dtype=dtype)
 
 
 class LayerNorm(Layer):

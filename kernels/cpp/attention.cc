@@ -21,14 +21,6 @@ constexpr int64_t kRowsOfBytes = 4;         // query rows for which it is memory
 constexpr int64_t kMostRows = 128;          // of a part: what they need stays in the caches
 constexpr int64_t kFewestTokens = 16;
 
-// The kernels in use, or the best ones below them that have attention.
-void (*attend_part())(const AttentionPart&) {
-  if (active().attend) return active().attend;
-  for (const Kernels* kernels : {avx512_kernels(), avx2_kernels()})
-    if (kernels && kernels->attend) return kernels->attend;
-  return plain_kernels()->attend;
-}
-
 // The slots that some token of a row of the batch sees; how many.
 int64_t find_seen(const Attention& call, const Source& source, int64_t row, int32_t* out) {
   const int64_t slots = source.slots, tokens = call.tokens;
@@ -151,7 +143,7 @@ void attend_tokens(const Attention& call, Pool& pool) {
       parts[static_cast<size_t>(begin + part)] = {&call, head, range, result, result + rows, result + 2 * rows};
     }
   }
-  void (*const one_part)(const AttentionPart&) = attend_part();
+  void (*const one_part)(const AttentionPart&) = between().attend;
   const auto run = [&](int64_t index) {
     const AttentionPart& part = parts[static_cast<size_t>(index)];
     one_part(part);

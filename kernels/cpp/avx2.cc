@@ -11,6 +11,8 @@
 #include "attention.h"
 #include "kernels.h"
 #include "lines.h"
+#include "numbers.h"
+#include "rows.h"
 #include "running.h"
 #include "stored.h"
 #include "target.h"
@@ -241,8 +243,9 @@ struct E2M1Shifted : Shown {
 #include "product.inc"
 #include "floats.inc"
 #include "attention.inc"
+#include "rows.inc"
 
-const Kernels kKernels = {"avx2", multiply, attend};
+const Kernels kKernels = {"avx2", multiply, attend, norm, rotate, finish};
 
 }  // namespace avx2
 

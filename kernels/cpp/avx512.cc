@@ -11,6 +11,8 @@
 #include "attention.h"
 #include "kernels.h"
 #include "lines.h"
+#include "numbers.h"
+#include "rows.h"
 #include "running.h"
 #include "stored.h"
 #include "target.h"
@@ -157,8 +159,9 @@ struct E2M1 : Four {
 #include "product.inc"
 #include "floats.inc"
 #include "attention.inc"
+#include "rows.inc"
 
-const Kernels kKernels = {"avx512", multiply, attend};
+const Kernels kKernels = {"avx512", multiply, attend, norm, rotate, finish};
 
 }  // namespace avx512
 }  // namespace bombus

@@ -28,6 +28,13 @@ const Kernels& active() {
   return *now;
 }
 
+const Kernels& between() {
+  if (active().attend) return active();
+  for (const Kernels* kernels : {avx512_kernels(), avx2_kernels()})
+    if (kernels) return *kernels;
+  return *plain_kernels();
+}
+
 bool choose(const char* name) {
   const Kernels* found = nullptr;
   if (!*name) found = best();

@@ -1,23 +1,13 @@
 // What XLA calls between products. kernels/native_rows.py is the other side.
 #include <cstdint>
-#include <string>
 
+#include "ffi_arguments.h"
 #include "kernels.h"
 #include "rows.h"
-#include "xla/ffi/api/ffi.h"
 #include "xla_pool.h"
 
 namespace bombus {
 namespace {
-
-namespace ffi = ::xla::ffi;
-
-ffi::Error wrong(const char* what) { return ffi::Error::InvalidArgument(std::string("bombus: ") + what); }
-
-bool kind_of(ffi::DataType type, Values* kind) {
-  *kind = type == ffi::F32 ? Values::kF32 : Values::kBF16;
-  return type == ffi::F32 || type == ffi::BF16;
-}
 
 // x (..., D) and scale (D,).
 ffi::Error norm(ffi::ThreadPool threads, float epsilon, float offset, ffi::AnyBuffer x, ffi::AnyBuffer scale,

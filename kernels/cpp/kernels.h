@@ -62,18 +62,26 @@ class Pool {
 };
 
 // One product y = x * W^T of a call: y (R, O) in float32.
+struct Finish;  // rows.h
 struct Product {
   Matrix weight;
   Rows x;
   float* y = nullptr;
+  const Finish* finish = nullptr;  // what is done with y by whoever has computed a part of it
+  bool with_last = false;          // whether parts are computed together with those of the product before, of the same size
 };
 
-// What an instruction set offers.
+// What an instruction set offers: products, and what lies between them, which is null where the next best ones do it.
 struct AttentionPart;  // attention.h
+struct Norm;           // rows.h
+struct Rotation;
 struct Kernels {
   const char* name;
   void (*multiply)(const Product* products, int64_t count, Pool& pool);
-  void (*attend)(const AttentionPart& part) = nullptr;  // null: those of the next best do it
+  void (*attend)(const AttentionPart& part) = nullptr;
+  void (*norm)(const Norm& call, int64_t first, int64_t last) = nullptr;      // rows
+  void (*rotate)(const Rotation& call, int64_t first, int64_t last) = nullptr;  // rows
+  void (*finish)(const Finish& call, int64_t first, int64_t last) = nullptr;    // columns of all rows
 };
 
 const Kernels* plain_kernels();
@@ -84,6 +92,8 @@ const Kernels* amx_kernels();
 
 // The kernels in use: the best ones, unless others were chosen.
 const Kernels& active();
+// Those in use, or the best ones below them that have what lies between products.
+const Kernels& between();
 // Chooses kernels by name; "" is the best ones. False where the processor or this build has none of that name.
 bool choose(const char* name);
 

@@ -12,6 +12,8 @@
 #include "attention.h"
 #include "kernels.h"
 #include "lines.h"
+#include "numbers.h"
+#include "rows.h"
 #include "running.h"
 #include "stored.h"
 
@@ -144,10 +146,11 @@ struct E2M1 : Shown {
 #include "product.inc"
 #include "floats.inc"
 #include "attention.inc"
+#include "rows.inc"
 
 const Table kE4M3(e4m3);
 const Table kE5M2([](uint8_t code) { return half(static_cast<uint16_t>(code << 8)); });
-const Kernels kKernels = {"plain", multiply, attend};
+const Kernels kKernels = {"plain", multiply, attend, norm, rotate, finish};
 
 }  // namespace plain
 

@@ -1,4 +1,4 @@
-// What is done between products to every row by itself: RMS normalization and rotary positions.
+// What is done between products to every row by itself: RMS normalization, rotary positions, and what follows a product.
 #pragma once
 
 #include <cstdint>
@@ -34,5 +34,26 @@ struct Rotation {
   float epsilon = 0.0f, offset = 0.0f;
 };
 void rotate(const Rotation& call, Pool& pool);
+
+// The numbers that native.py has for them.
+enum class Activation : int64_t { kNone, kSilu, kGeluTanh };
+
+// What follows a product y (rows, size): its bias (size,) is added and the sum rounded to out_kind; the activation of it is
+// taken and rounded; it is multiplied with a second product, to which the same was done but for the activation, and rounded;
+// it is rounded to the type of the residual and added to it, and the sum is rounded. All but y may be missing.
+struct Finish {
+  struct Of {
+    const float* y = nullptr;
+    const void* bias = nullptr;
+    Values bias_kind = Values::kF32;
+  };
+  Of one, other;
+  Activation activation = Activation::kNone;
+  const void* residual = nullptr;
+  Values residual_kind = Values::kF32;
+  void* out = nullptr;  // in residual_kind where there is a residual
+  Values out_kind = Values::kF32;
+  int64_t rows = 0, size = 0;
+};
 
 }  // namespace bombus

@@ -1,4 +1,5 @@
-// Normalization and rotation without XLA, for sanitizers: random rows on a pool of threads, compared with float64.
+// Normalization, rotation and what follows products, without XLA, for sanitizers: random rows on a pool of
+// threads, compared with float64.
 //
 // As in check_product.cc every buffer is exactly as long as what it holds.
 //
@@ -115,6 +116,69 @@ bool check_rotation(Random& random, Pool& pool) {
   return true;
 }
 
+double activated(Activation activation, double x) {
+  if (activation == Activation::kNone) return x;
+  if (activation == Activation::kSilu) return x / (1.0 + std::exp(-x));
+  return x / 2 * (1.0 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+}
+
+// All columns in two parts, or as one product of a call: what follows it is done part by part, by several threads.
+bool check_finish(Random& random, Pool& pool) {
+  Finish call;
+  call.rows = random.below(6);
+  call.size = 1 + random.below(random.below(3) ? 70 : 700);
+  call.activation = static_cast<Activation>(random.below(3));
+  const int64_t count = call.rows * call.size, inputs = 1 + random.below(20);
+  const bool second = random.below(2) != 0, adds = random.below(2) != 0, multiplies = random.below(2) != 0;
+  const Values inner = some_kind(random);
+  const Numbers biases[2] = {{random, some_kind(random), call.size}, {random, some_kind(random), call.size}};
+  const Numbers residual(random, some_kind(random), count);
+  Numbers y[2] = {{random, Values::kF32, count}, {random, Values::kF32, count}}, out(random, adds ? residual.kind : inner, count);
+  Finish::Of* ofs[2] = {&call.one, &call.other};
+  for (int index = 0; index <= second; ++index) {
+    ofs[index]->y = y[index].floats();
+    if (random.below(2)) ofs[index]->bias = biases[index].bytes.data(), ofs[index]->bias_kind = biases[index].kind;
+  }
+  if (adds) call.residual = residual.bytes.data(), call.residual_kind = residual.kind;
+  call.out = out.bytes.data(), call.out_kind = inner;
+  const Numbers x(random, Values::kF32, call.rows * inputs), codes(random, Values::kF32, 2 * call.size * inputs);
+  if (multiplies) {
+    Product products[2];
+    for (int index = 0; index <= second; ++index) {
+      Product& one = products[index];
+      one.x.values = x.bytes.data(), one.x.rows = call.rows, one.x.inputs = inputs;
+      one.weight.codes = codes.bytes.data() + index * call.size * inputs * 4;
+      one.weight.outputs = one.weight.tile_rows = call.size, one.weight.inputs = one.weight.tile_columns = inputs;
+      one.y = reinterpret_cast<float*>(y[index].bytes.data());
+      one.with_last = index != 0;
+    }
+    products[0].finish = &call;
+    active().multiply(products, 1 + second, pool);
+  } else if (count) {
+    const int64_t middle = random.below(call.size + 1);
+    between().finish(call, 0, middle);
+    between().finish(call, middle, call.size);
+  }
+  const double unit = inner == Values::kF32 ? 0x1p-23 : 0x1p-8;
+  for (int64_t at = 0; at < count; ++at) {
+    double sums[2], off[2];
+    for (int index = 0; index <= second; ++index) {
+      sums[index] = y[index].at(at) + (ofs[index]->bias ? biases[index].at(at % call.size) : 0.0);
+      off[index] = unit * std::fabs(sums[index]);
+    }
+    double made = activated(call.activation, sums[0]), wrong = 1.2 * off[0] + unit * std::fabs(made) + 1e-6 * std::fabs(sums[0]);
+    if (second) {
+      wrong = wrong * std::fabs(sums[1]) + off[1] * std::fabs(made) + wrong * off[1];
+      made *= sums[1];
+    }
+    wrong += unit * std::fabs(made);
+    if (adds && residual.kind == Values::kBF16) wrong += 0x1p-8 * std::fabs(made);
+    if (adds) made += residual.at(at);
+    if (!close("what follows", out, at, made, 1e6 * wrong)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 }  // namespace bombus
 
@@ -130,7 +194,7 @@ int main(int count, char** arguments) {
   const auto run = [&] {
     for (int round; right && (round = --left) >= 0; ++compared) {
       Random random{std::mt19937_64(seed * 1000003 + static_cast<uint64_t>(round))};
-      if (!check_norm(random, pool) || !check_rotation(random, pool)) right = false;
+      if (!check_norm(random, pool) || !check_rotation(random, pool) || !check_finish(random, pool)) right = false;
     }
   };
   std::thread other(run);
