@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "ahead.h"
 #include "lines.h"
 #include "parallel.h"
 
@@ -9,7 +10,7 @@ namespace bombus {
 
 void run(const Product* products, int64_t count, Pool& pool, std::unique_ptr<Running> (*start)(const Product&),
          const Kernels* others) {
-  constexpr int64_t kRows = 16;
+  constexpr int64_t kRows = 16, kFewRows = 8;  // with few it is memory that takes the time
   struct Part {
     Running *running, *second;
     int64_t first, last;
@@ -46,8 +47,19 @@ void run(const Product* products, int64_t count, Pool& pool, std::unique_ptr<Run
     for (size_t index = 0; index < rows.size(); ++index) prepare(static_cast<int64_t>(index));
   else
     parallel(pool, static_cast<int64_t>(rows.size()), prepare);
+  const int64_t threads = pool.threads() + 1, some = static_cast<int64_t>(parts.size());
+  if (some >= threads && parts[0].running->product.x.rows <= kFewRows) {
+    FirstBytes first[kFetchers];
+    for (int64_t thread = 0; thread < threads && thread < kFetchers; ++thread) {
+      const Part& part = parts[static_cast<size_t>(first_part(some, thread, threads))];
+      const Matrix& weight = part.running->product.weight;
+      const int64_t bytes = (weight.outputs - part.first) * weight.row_bytes();
+      first[thread] = {weight.codes + part.first * weight.row_bytes(), bytes < kFetchedBytes ? bytes : kFetchedBytes};
+    }
+    begins(parts[0].running->product.weight.codes, first);
+  }
   void (*const finish)(const Finish&, int64_t, int64_t) = between().finish;
-  parallel(pool, static_cast<int64_t>(parts.size()), [&](int64_t index) {
+  parallel(pool, some, [&](int64_t index) {
     const Part& part = parts[index];
     if (part.second) {
       // Reading goes on elsewhere after the first.

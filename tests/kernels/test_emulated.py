@@ -57,7 +57,7 @@ def test_emulated_kernels_equal_sums_in_float64(compiler: list[str], tmp_path: P
     # Addresses too: no kernel reads past a buffer.
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     flags = ["-DBOMBUS_EMULATED", f"-I{NATIVE}", "-Wno-psabi", *sanitizers]
-    sources = [SOURCES / f"{name}.cc" for name in ("avx512", "avx512_bf16", "amx", "running")]
+    sources = [SOURCES / f"{name}.cc" for name in ("avx512", "avx512_bf16", "amx", "running", "ahead")]
     objects = compile_all(compiler, [*sources, NATIVE / "check_avx512.cc"], flags, tmp_path)
     program = tmp_path / "check"
     subprocess.run([*compiler, *sanitizers, *map(str, objects), "-o", str(program), "-lpthread"], check=True)

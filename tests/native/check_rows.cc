@@ -1,4 +1,4 @@
-// Normalization, rotation and what follows products, without XLA, for sanitizers: random rows on a pool of
+// Normalization, rotation, what follows products, and what is read next, without XLA, for sanitizers: random rows on a pool of
 // threads, compared with float64.
 //
 // As in check_product.cc every buffer is exactly as long as what it holds.
@@ -14,6 +14,7 @@
 #include <random>
 #include <thread>
 
+#include "ahead.h"
 #include "checking.h"
 #include "rows.h"
 
@@ -179,6 +180,28 @@ bool check_finish(Random& random, Pool& pool) {
   return true;
 }
 
+// Calls that follow each other twice are known; others are not.
+bool check_ahead() {
+  uint8_t weights[4][64];
+  const auto call = [&](int index) {
+    FirstBytes first[kFetchers];
+    for (int thread = 0; thread < 2; ++thread) first[thread] = {weights[index] + 32 * thread, 32};
+    begins(weights[index], first);
+  };
+  const auto comes = [&](int index, int64_t thread) { return read_next(thread).at == weights[index] + 32 * thread; };
+  for (const int index : {0, 1, 2, 0}) call(index);
+  bool right = !read_next(0).at && !read_next(kFetchers).at;
+  for (const int index : {1, 2, 0}) call(index);
+  right = right && comes(1, 0) && comes(1, 1) && read_next(1).count == 32 && !read_next(2).at;
+  fetch_next(0);
+  for (const int index : {3, 0}) call(index);  // 0 was followed by another one
+  right = right && !read_next(0).at;
+  for (const int index : {1, 2}) call(index);
+  right = right && comes(0, 0);
+  if (!right) std::puts("what is read next is wrong");
+  return right;
+}
+
 }  // namespace
 }  // namespace bombus
 
@@ -188,6 +211,7 @@ int main(int count, char** arguments) {
   const uint64_t seed = std::strtoull(arguments[1], nullptr, 10);
   const int rounds = std::atoi(arguments[2]);
   Threads pool(std::atoi(arguments[3]));
+  if (!check_ahead()) return 1;
   std::atomic<bool> right{true};
   std::atomic<int> left{rounds}, compared{0};
   // Two callers at the same time.
