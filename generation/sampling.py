@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from bombus.generation.filters import cut_epsilon, cut_eta, keep_min_p, keep_top_k, keep_top_p, keep_typical_p
+from bombus.kernels import argmax
 from bombus.loader import GenerationConfig
 
 _STOP_SLOTS, _SEQUENCES, _SEQUENCE_TOKENS = 32, 16, 8  # the least; a longer list takes the next power of two
@@ -135,7 +136,7 @@ def choose(logits_BV: jax.Array, sampling: Sampling, step: jax.Array) -> jax.Arr
 
     step: () or one per row.
     """
-    greedy_B = best(logits_BV)
+    greedy_B = argmax(logits_BV)
 
     def draw(logits_BV: jax.Array) -> jax.Array:
         sampled_B = _categorical(filtered(logits_BV, sampling), sampling.seed, step)
@@ -143,19 +144,6 @@ def choose(logits_BV: jax.Array, sampling: Sampling, step: jax.Array) -> jax.Arr
 
     # Greedy batches skip the work, without another program.
     return lax.cond(jnp.any(sampling.temperature > 0), draw, lambda _: greedy_B, logits_BV)
-
-
-def best(logits_BV: jax.Array) -> jax.Array:
-    """The first of the largest logits of each row, or of those that are no number, (B,) int32: as jnp.argmax.
-
-    In passes over vectors. XLA:CPU finds jnp.argmax number by number, which takes as long as 30 MB of weights; and what
-    its maximum of a row with NaN is depends on where that is.
-    """
-    is_none_BV = jnp.isnan(logits_BV)
-    is_best_BV = logits_BV == jnp.where(is_none_BV, -jnp.inf, logits_BV).max(axis=-1, keepdims=True)
-    is_best_BV = jnp.where(is_none_BV.any(axis=-1, keepdims=True), is_none_BV, is_best_BV)
-    ids_V = jnp.arange(logits_BV.shape[-1], dtype=jnp.int32)
-    return jnp.where(is_best_BV, ids_V, logits_BV.shape[-1]).min(axis=-1)
 
 
 def filtered(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:

@@ -4,6 +4,7 @@ from bombus.kernels.cast import cast_weight
 from bombus.kernels.fused import Activation, Normed, combined, fused_products
 from bombus.kernels.grouped import Groups, group_rows, grouped_product
 from bombus.kernels.lookup import lookup
+from bombus.kernels.native_rows import argmax
 from bombus.kernels.product import product, products, with_values
 from bombus.kernels.quantize import quantize
 from bombus.kernels.requantize import requantize
@@ -14,6 +15,7 @@ __all__ = [
     "Groups",
     "Normed",
     "Weight",
+    "argmax",
     "cast_weight",
     "combined",
     "decode_e4m3fn",

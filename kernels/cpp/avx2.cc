@@ -1,4 +1,5 @@
 // Kernels for AVX2, FMA and F16C: eight floats at a time.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -245,7 +246,7 @@ struct E2M1Shifted : Shown {
 #include "attention.inc"
 #include "rows.inc"
 
-const Kernels kKernels = {"avx2", multiply, attend, norm, rotate, finish};
+const Kernels kKernels = {"avx2", multiply, attend, norm, rotate, finish, argmax};
 
 }  // namespace avx2
 

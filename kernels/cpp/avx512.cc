@@ -1,4 +1,5 @@
 // Kernels for AVX-512 (F, BW, DQ and VL): sixteen floats at a time.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -161,7 +162,7 @@ struct E2M1 : Four {
 #include "attention.inc"
 #include "rows.inc"
 
-const Kernels kKernels = {"avx512", multiply, attend, norm, rotate, finish};
+const Kernels kKernels = {"avx512", multiply, attend, norm, rotate, finish, argmax};
 
 }  // namespace avx512
 }  // namespace bombus

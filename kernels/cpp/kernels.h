@@ -82,6 +82,7 @@ struct Kernels {
   void (*norm)(const Norm& call, int64_t first, int64_t last) = nullptr;      // rows
   void (*rotate)(const Rotation& call, int64_t first, int64_t last) = nullptr;  // rows
   void (*finish)(const Finish& call, int64_t first, int64_t last) = nullptr;    // columns of all rows
+  int64_t (*argmax)(const float* x, int64_t count, float* largest) = nullptr;
 };
 
 const Kernels* plain_kernels();

@@ -1,5 +1,6 @@
 // Kernels in plain C++, for every processor: four floats at a time in the compiler's own vectors, which are SSE2 on
 // x86 and NEON on ARM, and codes looked up in tables.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -150,7 +151,7 @@ struct E2M1 : Shown {
 
 const Table kE4M3(e4m3);
 const Table kE5M2([](uint8_t code) { return half(static_cast<uint16_t>(code << 8)); });
-const Kernels kKernels = {"plain", multiply, attend, norm, rotate, finish};
+const Kernels kKernels = {"plain", multiply, attend, norm, rotate, finish, argmax};
 
 }  // namespace plain
 

@@ -1,4 +1,5 @@
-// What is done between products to every row by itself: RMS normalization, rotary positions, and what follows a product.
+// What is done between products to every row by itself: RMS normalization, rotary positions, what follows a product, and
+// the largest logit.
 #pragma once
 
 #include <cstdint>
@@ -55,5 +56,8 @@ struct Finish {
   Values out_kind = Values::kF32;
   int64_t rows = 0, size = 0;
 };
+
+// Which of the numbers of each row x (rows, size) is the first of the largest ones; where some are none, the first of these.
+void argmax(const float* x, int64_t rows, int64_t size, int32_t* out, Pool& pool);
 
 }  // namespace bombus

@@ -1,4 +1,4 @@
-// Normalization, rotation, what follows products, and what is read next, without XLA, for sanitizers: random rows on a pool of
+// Normalization, rotation, what follows products, argmax, and what is read next, without XLA, for sanitizers: random rows on a pool of
 // threads, compared with float64.
 //
 // As in check_product.cc every buffer is exactly as long as what it holds.
@@ -180,6 +180,25 @@ bool check_finish(Random& random, Pool& pool) {
   return true;
 }
 
+// The first of the largest, in buffers as long as what they hold.
+bool check_argmax(Random& random, Pool& pool) {
+  const int64_t rows = 1 + random.below(3), size = 1 + random.below(random.below(3) ? 90 : 40000);
+  Numbers x(random, Values::kF32, rows * size);
+  for (int64_t some = random.below(3); some > 0; --some)
+    x.bytes.put<float>(random.below(rows * size), random.below(2) ? std::numeric_limits<float>::quiet_NaN() : 9.0f);
+  std::vector<int32_t> found(static_cast<size_t>(rows));
+  argmax(x.floats(), rows, size, found.data(), pool);
+  for (int64_t row = 0; row < rows; ++row) {
+    int64_t best = 0;
+    for (int64_t at = 1; at < size && !std::isnan(x.at(row * size + best)); ++at)
+      if (!(x.at(row * size + at) <= x.at(row * size + best))) best = at;
+    if (found[static_cast<size_t>(row)] == best) continue;
+    std::printf("argmax of %d: %d, not %d\n", static_cast<int>(size), found[static_cast<size_t>(row)], static_cast<int>(best));
+    return false;
+  }
+  return true;
+}
+
 // Calls that follow each other twice are known; others are not.
 bool check_ahead() {
   uint8_t weights[4][64];
@@ -218,7 +237,8 @@ int main(int count, char** arguments) {
   const auto run = [&] {
     for (int round; right && (round = --left) >= 0; ++compared) {
       Random random{std::mt19937_64(seed * 1000003 + static_cast<uint64_t>(round))};
-      if (!check_norm(random, pool) || !check_rotation(random, pool) || !check_finish(random, pool)) right = false;
+      if (!check_norm(random, pool) || !check_rotation(random, pool)) right = false;
+      if (!check_finish(random, pool) || !check_argmax(random, pool)) right = false;
     }
   };
   std::thread other(run);
