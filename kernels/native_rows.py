@@ -1,7 +1,7 @@
 """RMS normalization, rotary positions and argmax by the C++ kernels.
 
-XLA:CPU makes several fusions of each norm and rotation, and computes the sines of a position again for every head that they
-turn; an argmax it finds number by number.
+XLA:CPU makes several fusions of each norm and rotation, and computes the sines of a position again for every head
+that they turn; an argmax it finds number by number.
 Shapes: B batch, T tokens, N heads, H head size, R rotated pairs. Queries and keys are normed and turned in one call.
 """
 
