@@ -53,7 +53,7 @@ uint64_t read_all(const uint8_t* bytes, int64_t size, Pool& pool) {
     uint64_t sums[8] = {}, words[8];
     int64_t at = first;
     for (; at + kCacheLine <= last; at += kCacheLine) {
-      __builtin_prefetch(bytes + at + kAhead);
+      __builtin_prefetch(bytes + at + kAhead, 0, kOnce);
       std::memcpy(words, bytes + at, sizeof words);
       for (int lane = 0; lane < 8; ++lane) sums[lane] += words[lane];
     }

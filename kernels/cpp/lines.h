@@ -11,6 +11,7 @@ namespace bombus {
 
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kAhead = 8192;  // bytes that are on their way where memory is read from front to back
+constexpr int kOnce = 0;          // how long what is asked for is kept, for __builtin_prefetch: what is read once pushes out nothing
 
 template <class T>
 struct InLines {
