@@ -22,11 +22,13 @@ ffi::Error product(ffi::ThreadPool threads, ffi::Span<const int64_t> numbers, ff
                    ffi::RemainingRets results) {
   const size_t count = factors.size();
   if (numbers.size() != count * kNumbers || (norm.size() != 0 && norm.size() != 2)) return wrong("wrong attributes");
+  std::vector<Description> described(count);
+  std::memcpy(described.data(), numbers.begin(), count * sizeof(Description));
   XlaPool pool(&threads);
   Arguments arguments(rest);
-  size_t made = 0;
+  size_t made = 0;  // results so far
   Rows rows;
-  if (!take_rows(x, count ? numbers.begin()[4] : 0, &rows)) return wrong("wrong rows");
+  if (!take_rows(x, count ? described[0].inputs : 0, &rows)) return wrong("wrong rows");
   if (norm.size()) {
     Norm call;
     call.rows = rows.rows, call.size = rows.inputs;
@@ -40,14 +42,12 @@ ffi::Error product(ffi::ThreadPool threads, ffi::Span<const int64_t> numbers, ff
   }
   std::vector<Product> products(count);
   for (size_t index = 0; index < count; ++index) {
-    Description described;
-    std::memcpy(&described, numbers.begin() + index * kNumbers, sizeof described);
     Product& one = products[index];
     one.x = rows;
-    if (described.inputs != rows.inputs) return wrong("wrong rows");
-    one.weight = take_weight(arguments, described, factors[index], 1).of(0);
+    if (described[index].inputs != rows.inputs) return wrong("wrong rows");
+    one.weight = take_weight(arguments, described[index], factors[index], 1).of(0);
     Values kind;
-    one.y = static_cast<float*>(give_values(results, made++, rows.rows * described.outputs, &kind));
+    one.y = static_cast<float*>(give_values(results, made++, rows.rows * one.weight.outputs, &kind));
     if (!one.y || kind != Values::kF32) return wrong("wrong result");
   }
   if (arguments.failed()) return wrong("a weight's arrays do not have the sizes of its format");
@@ -56,27 +56,28 @@ ffi::Error product(ffi::ThreadPool threads, ffi::Span<const int64_t> numbers, ff
     if (after.size() != 3 + 2 * count) return wrong("wrong attributes");
     const int64_t *types = after.begin() + 3, *biases = types + count;
     const bool together = after.begin()[1] != 0;
+    if (together && (count != 2 || products[0].weight.outputs != products[1].weight.outputs)) return wrong("wrong pair");
     for (size_t index = 0; index < count; ++index) {
       Product& one = products[index];
-      Finish::Of of{one.y};
-      if (biases[index] && !(of.bias = take_values(rest, arguments.skip(), one.weight.outputs, &of.bias_kind)))
-        return wrong("wrong bias");
-      if (index && together) {
-        finishes[0].other = of;
-        one.with_last = true;
-        continue;
-      }
       Finish& finish = finishes[index];
-      one.finish = &finish;
-      finish.one = of;
+      finish.one.y = one.y;
+      if (biases[index]) {
+        finish.one.bias = take_values(rest, arguments.skip(), one.weight.outputs, &finish.one.bias_kind);
+        if (!finish.one.bias) return wrong("wrong bias");
+      }
       finish.activation = static_cast<Activation>(after.begin()[0]);
       finish.rows = rows.rows, finish.size = one.weight.outputs;
       finish.out_kind = types[index] ? Values::kBF16 : Values::kF32;
+      one.finish = &finish;
+    }
+    if (together) {
+      finishes[0].other = finishes[1].one;
+      products[1].finish = nullptr;
+      products[1].with_last = true;
+      finishes.pop_back();
     }
     const size_t residual = after.begin()[2] ? arguments.skip() : rest.size();
-    for (const Product& one : products) {
-      if (!one.finish) continue;
-      Finish& finish = finishes[static_cast<size_t>(&one - products.data())];
+    for (Finish& finish : finishes) {
       const int64_t values = finish.rows * finish.size;
       if (residual < rest.size() && !(finish.residual = take_values(rest, residual, values, &finish.residual_kind)))
         return wrong("wrong residual");
@@ -84,7 +85,6 @@ ffi::Error product(ffi::ThreadPool threads, ffi::Span<const int64_t> numbers, ff
       finish.out = give_values(results, made++, values, &kind);
       if (!finish.out || kind != (finish.residual ? finish.residual_kind : finish.out_kind)) return wrong("wrong result");
     }
-    if (together && (count != 2 || products[0].weight.outputs != products[1].weight.outputs)) return wrong("wrong pair");
   }
   if (made != results.size() || arguments.skip() != rest.size()) return wrong("wrong arrays");
   active().multiply(products.data(), static_cast<int64_t>(count), pool);
