@@ -71,6 +71,13 @@ inline simde__m512i cvtepu16_epi32(simde__m256i words) {
   return together<simde__m512i>(out);
 }
 
+inline simde__m128i cvtepi64_epi16(simde__m512i words) {
+  const Lanes<uint64_t, simde__m512i> in(words);
+  uint16_t out[8];
+  for (int lane = 0; lane < 8; ++lane) out[lane] = static_cast<uint16_t>(in.at[lane]);
+  return together<simde__m128i>(out);
+}
+
 inline simde__m256i cvtepi32_epi16(simde__m512i words) {
   const Lanes<uint32_t, simde__m512i> in(words);
   uint16_t out[16];
@@ -198,6 +205,7 @@ inline void tile_dpbf16ps(int c, int a, int b) {
 #define _mm512_cvtepu8_epi32 emulated::cvtepu8_epi32
 #define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
+#define _mm512_cvtepi64_epi16 emulated::cvtepi64_epi16
 #undef _mm512_add_epi8
 #define _mm512_add_epi8 emulated::add_epi8
 #define _mm512_cvtepi32_ps emulated::cvtepi32_ps
