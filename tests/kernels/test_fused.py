@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -224,3 +227,49 @@ def test_what_the_kernels_lack_is_done_apart() -> None:
     (found,) = run(output_types=(BF16, F32), activation=ACTIVATIONS["silu"])
     assert found.dtype == BF16
     np.testing.assert_array_equal(found, ACTIVATIONS["silu"](plain[0].astype(BF16)) * plain[1].astype(BF16))
+
+
+SHARDED = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from bombus.kernels import Normed, argmax, fused_products
+from bombus.layers.activations import ACTIVATIONS
+from native_weights import rows_of, weight_of
+
+random = np.random.default_rng(0)
+mesh = Mesh(np.array(jax.devices()), ("d",))
+x, residual = (jnp.asarray(rows_of(8, size, np.float32, random)) for size in (130, 75))
+scale = jnp.asarray(random.standard_normal(130), jnp.float32)
+weights = tuple(weight_of("int8", (75, 130), random) for _ in range(2))
+def run(x, residual):
+    return fused_products(
+        x, weights, compute_type=np.float32, output_types=(np.float32,) * 2, norm=Normed(scale, 1e-3, 0.0, x.dtype),
+        activation=ACTIVATIONS["silu"], residual=residual,
+    )[0]
+expected = np.asarray(jax.jit(run)(x, residual))
+sharded = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(P("d"), P("d")), out_specs=P("d")))
+assert "bombus_product" in sharded.lower(x, residual).as_text()
+size = np.abs(expected).max()
+assert np.abs(np.asarray(sharded(x, residual)) - expected).max() <= 1e-5 * size
+slope = jax.jit(jax.grad(lambda x: (sharded(x, residual) ** 2).sum()))(x)
+right = jax.jit(jax.grad(lambda x: (run(x, residual) ** 2).sum()))(x)
+assert np.abs(np.asarray(slope - right)).max() <= 1e-5 * np.abs(np.asarray(right)).max()
+placed = (jax.device_put(each, NamedSharding(mesh, P("d"))) for each in (x, residual))
+assert np.abs(np.asarray(jax.jit(run)(*placed)) - expected).max() <= 1e-5 * size
+best = jax.jit(jax.shard_map(argmax, mesh=mesh, in_specs=P("d"), out_specs=P("d")))(residual)
+np.testing.assert_array_equal(best, np.asarray(residual).argmax(axis=1))
+print("right")
+"""
+
+
+def test_shard_map() -> None:
+    """On four devices: rows divided, differentiated, and sharded arrays without it; argmax too."""
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    support = f"{os.path.dirname(__file__)}/../support"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": support}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SHARDED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
