@@ -207,7 +207,7 @@ def read_bytes(values: jax.Array) -> jax.Array:
 
 
 def described(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray, list[jax.Array]]:
-    """Numbers and factors of `Description` (kernels/cpp/ffi_arguments.h), and arrays in the order that it takes them."""
+    """Numbers and factors of `Description` (ffi_arguments.h), and the arrays in the order that it takes them."""
     numbers, factors, arrays = [], [], []
     for weight in weights:
         outputs, inputs = weight.shape
