@@ -18,12 +18,10 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from bombus.kernels import native
-from bombus.kernels.native_rows import rms_norm
+from bombus.kernels.native_rows import TYPES, rms_norm
 from bombus.kernels.product import products
 from bombus.kernels.weight import Weight
 from bombus.policies.formats import DType
-
-_TYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +140,7 @@ def _runs(arrays: _Arrays, steps: _Steps) -> bool:
             return False
     if arrays.residual is not None and {arrays.residual.shape} != {(*arrays.x.shape[:-1], size) for size in outputs}:
         return False
-    return {dtype.name for dtype in types} <= set(_TYPES)
+    return {dtype.name for dtype in types} <= set(TYPES)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -20,7 +20,7 @@ from jax.custom_batching import custom_vmap
 from bombus.kernels import native
 from bombus.policies.formats import DType
 
-_TYPES = ("float32", "bfloat16")
+TYPES = ("float32", "bfloat16")  # of what lies between products
 
 
 # Each is traced once for all layers.
@@ -114,9 +114,8 @@ def _turned(x_BTNH: jax.Array, cos: jax.Array, signed_sin: jax.Array, interleave
 def argmax(x_RV: jax.Array) -> jax.Array:
     """The first of the largest values of each row, or of those that are no number, (R,) int32: as jnp.argmax."""
     x_RV = lax.stop_gradient(x_RV)
-    if x_RV.dtype != jnp.float32 or native.library().loaded is None:
-        return lax.platform_dependent(x_RV, cpu=_argmax_in_passes, default=_plain_argmax)
-    return lax.platform_dependent(x_RV, cpu=_native_argmax, default=_plain_argmax)
+    runs = x_RV.dtype == jnp.float32 and native.library().loaded is not None
+    return lax.platform_dependent(x_RV, cpu=_native_argmax if runs else _argmax_in_passes, default=_plain_argmax)
 
 
 def _plain_argmax(x_RV: jax.Array) -> jax.Array:
@@ -145,7 +144,7 @@ def _native_argmax_batch(size: int, moving: Any, x_ERV: jax.Array) -> tuple[jax.
 
 def _dispatched(reference: Callable[..., Any], call: Callable[..., Any], dtype: DType, *arguments: jax.Array) -> Any:
     """The result of the kernel on CPU, and of XLA's operations elsewhere, in derivatives and over other axes."""
-    known = {dtype.name, *(argument.dtype.name for argument in arguments)} <= set(_TYPES)
+    known = {dtype.name, *(argument.dtype.name for argument in arguments)} <= set(TYPES)
     if not known or native.library().loaded is None:
         return reference(*arguments)
     batching = custom_vmap(call)

@@ -57,9 +57,9 @@ class Block(nnx.Module):
         if self.parallel:
             read = self.attention_input(x)
             mixed, cached = self.self_attention(read, context, cached)
-            norm, x_or_read = (None, read) if self.output_norm is None else (self.output_norm, x)
             mixed = normed(self.self_attention_output_norm, mixed)
-            both = mixed + normed(self.ffn_output_norm, self.ffn(x_or_read, norm=norm)).astype(mixed.dtype)
+            fed = self.ffn(read) if self.output_norm is None else self.ffn(x, norm=self.output_norm)
+            both = mixed + normed(self.ffn_output_norm, fed).astype(mixed.dtype)
             return x + both.astype(x.dtype), cached
         # A product adds its result to the stream itself, where no norm comes in between.
         residual = x if self.self_attention_output_norm is None else None

@@ -72,8 +72,6 @@ class LayerCache:
 def heads_first(new_BTKH: jax.Array) -> jax.Array:
     """Keys or values in the layout of the cache, (B*K, T, H)."""
     batch, tokens, heads, head_dim = new_BTKH.shape
-    if tokens == 1:
-        return new_BTKH.reshape(batch * heads, 1, head_dim)
     return new_BTKH.transpose(0, 2, 1, 3).reshape(batch * heads, tokens, head_dim)
 
 

@@ -53,7 +53,8 @@ ffi::Error product(ffi::ThreadPool threads, ffi::Span<const int64_t> numbers, ff
   if (arguments.failed()) return wrong("a weight's arrays do not have the sizes of its format");
   std::vector<Finish> finishes(after.size() ? count : 0);
   if (after.size()) {
-    if (after.size() != 3 + 2 * count) return wrong("wrong attributes");
+    const auto activation = static_cast<Activation>(after.begin()[0]);
+    if (after.size() != 3 + 2 * count || activation > Activation::kGeluTanh) return wrong("wrong attributes");
     const int64_t *types = after.begin() + 3, *biases = types + count;
     const bool together = after.begin()[1] != 0;
     if (together && (count != 2 || products[0].weight.outputs != products[1].weight.outputs)) return wrong("wrong pair");
@@ -65,7 +66,7 @@ ffi::Error product(ffi::ThreadPool threads, ffi::Span<const int64_t> numbers, ff
         finish.one.bias = take_values(rest, arguments.skip(), one.weight.outputs, &finish.one.bias_kind);
         if (!finish.one.bias) return wrong("wrong bias");
       }
-      finish.activation = static_cast<Activation>(after.begin()[0]);
+      finish.activation = activation;
       finish.rows = rows.rows, finish.size = one.weight.outputs;
       finish.out_kind = types[index] ? Values::kBF16 : Values::kF32;
       one.finish = &finish;

@@ -36,7 +36,7 @@ struct Rotation {
 };
 void rotate(const Rotation& call, Pool& pool);
 
-// The numbers that native.py has for them.
+// The numbers that layers/activations.py has for them.
 enum class Activation : int64_t { kNone, kSilu, kGeluTanh };
 
 // What follows a product y (rows, size): its bias (size,) is added and the sum rounded to out_kind; the activation of it is

@@ -10,7 +10,7 @@ namespace bombus {
 
 void run(const Product* products, int64_t count, Pool& pool, std::unique_ptr<Running> (*start)(const Product&),
          const Kernels* others) {
-  constexpr int64_t kRows = 16, kFewRows = 8;  // with few it is memory that takes the time
+  constexpr int64_t kRows = 16;
   struct Part {
     Running *running, *second;
     int64_t first, last;
@@ -48,7 +48,7 @@ void run(const Product* products, int64_t count, Pool& pool, std::unique_ptr<Run
   else
     parallel(pool, static_cast<int64_t>(rows.size()), prepare);
   const int64_t threads = pool.threads() + 1, some = static_cast<int64_t>(parts.size());
-  if (some >= threads && parts[0].running->product.x.rows <= kFewRows) {
+  if (some >= threads && parts[0].running->product.x.rows <= kStreamRows) {
     FirstBytes first[kFetchers];
     for (int64_t thread = 0; thread < threads && thread < kFetchers; ++thread) {
       const Part& part = parts[static_cast<size_t>(first_part(some, thread, threads))];

@@ -8,6 +8,8 @@
 
 namespace bombus {
 
+constexpr int64_t kStreamRows = 8;  // of x, for which it is memory that takes the time; beyond that strips are faster
+
 // A product that is under way: its rows of x are prepared, 16 at a time and in turn; then the parts of y are computed.
 class Running {
  public:

@@ -167,6 +167,15 @@ def test_one_call_is_all() -> None:
     assert f"bf16[1,{OUTPUTS}]" in text
 
 
+def test_nothing_gives_nothing() -> None:
+    """No rows, and no outputs."""
+    case = Case("int8", 2, F32, 1)
+    nobody, none = case.x[:0], weight_of("bf16", (0, INPUTS), np.random.default_rng(2))
+    run = partial(fused_products, compute_type=F32, norm=case.norm(), activation=ACTIVATIONS["silu"])
+    assert jax.jit(partial(run, output_types=(F32, F32)))(nobody, case.weights)[0].shape == (0, OUTPUTS)
+    assert jax.jit(partial(run, output_types=(BF16,)))(case.x, (none,))[0].shape == (2, 0)
+
+
 def reference(x: jax.Array, weights: Sequence[Weight], case: Case, dtype: Any) -> jax.Array:
     """norm, gate, activation and residual by XLA, in float32."""
     x = x.astype(jnp.float32)
