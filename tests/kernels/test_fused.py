@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import permutations
 from typing import Any
 
 import jax
@@ -136,6 +137,22 @@ def test_a_gate_after_a_norm(kernels: str, rows: int, activation: str, dtype: An
         y, off = case.product(0, case.x.astype(np.float64))
         off = 1.2 * (off + unit * np.abs(y)) + 3e-7 * np.abs(y)
         close(active, EXACT[activation](y), off, 1, (kernels, format, rows, dtype))
+
+
+@each_kernel
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_pair_of_two_formats(kernels: str, rows: int) -> None:
+    """Of which each is multiplied in another way, in parts that are cut for the first of them."""
+    for seed, formats in enumerate(permutations(["f8_e4m3fn", "int4(group=32, zero_points)", "nvfp4", "bf16"], 2)):
+        case = Case(formats[0], rows, BF16, seed)
+        other = weight_of(formats[1], (OUTPUTS, INPUTS), np.random.default_rng(seed + 50))
+        case.weights, case.values = (case.weights[0], other), [case.values[0], exact(other)]
+        run = partial(fused_products, compute_type=BF16, output_types=(F32, F32), activation=ACTIVATIONS["silu"])
+        with native.using_kernels(kernels):
+            (found,) = jax.jit(run)(case.x, case.weights)
+        (first, off), (second, more) = (case.product(index, case.x.astype(np.float64)) for index in range(2))
+        off, left = 1.2 * off + 1e-6 * np.abs(first), silu(first)
+        close(found, left * second, off * np.abs(second) + more * np.abs(left) + off * more, 3, (kernels, formats, F32))
 
 
 @each_kernel
