@@ -6,6 +6,7 @@ from bombus.kernels.grouped import Groups, group_rows, grouped_product
 from bombus.kernels.lookup import lookup
 from bombus.kernels.native_rows import argmax
 from bombus.kernels.product import product, products, with_values
+from bombus.kernels.program import program
 from bombus.kernels.quantize import quantize
 from bombus.kernels.requantize import requantize
 from bombus.kernels.weight import Weight, decode_e4m3fn, dequantize, map_experts
@@ -27,6 +28,7 @@ __all__ = [
     "map_experts",
     "product",
     "products",
+    "program",
     "quantize",
     "requantize",
     "with_values",

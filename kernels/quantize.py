@@ -42,9 +42,9 @@ def quantize(values: jax.Array, format: Format, global_scale: jax.Array | None =
     tiles = _tiled(values.astype(jnp.float32), format)
     codes, parts = _nvfp4(tiles, global_scale) if format.kind.global_scale else _ENCODERS[format.name](tiles, format)
     codes = codes.reshape(codes.shape[0] * codes.shape[1], -1)[: shape[0], : shape[1]]
-    # By themselves some would vanish: XLA:CPU's maximum drops NaN, and an exponent saturates.
+    # By themselves some would vanish: an exponent saturates.
     unknown = jnp.full((), jnp.nan, format.scale_type)
-    parts["scale_inv"] = jnp.where(jnp.isfinite(values).all(), parts["scale_inv"], unknown)
+    parts["scale_inv"] = jnp.where(jnp.isfinite(_largest(tiles)).all(), parts["scale_inv"], unknown)
     return Weight(codes=pack(codes) if format.packed else codes, **parts, format=format.canonical, shape=shape)
 
 
@@ -60,8 +60,22 @@ def _over(grid: jax.Array) -> jax.Array:
     return grid[:, None, :, None]
 
 
+def _reduced(tiles: jax.Array, pair: Callable[..., jax.Array], all_of: Callable[..., jax.Array]) -> jax.Array:
+    """`all_of`, jnp.max or jnp.min, over each tile, (G, H); `pair` is the same of two arrays."""
+    # Halved first: XLA:CPU writes to memory whatever it reduces more than 32 of at once, and computes for itself only
+    # what is read up to eight times.
+    for _ in range(3):
+        axis = 1 if tiles.shape[1] > 32 else 3
+        if tiles.shape[axis] > 32 and tiles.shape[axis] % 2 == 0:
+            tiles = pair(*jnp.split(tiles, 2, axis))
+    return all_of(tiles, axis=(1, 3))
+
+
 def _largest(tiles: jax.Array) -> jax.Array:
-    return jnp.abs(tiles).max(axis=(1, 3))
+    """The largest magnitude of each tile; not finite where one of its values is not."""
+    # As bits, which are in the order of the magnitudes, NaN the largest: XLA:CPU's maximum of floats drops NaN.
+    bits = lax.bitcast_convert_type(tiles, jnp.uint32) & 0x7FFFFFFF
+    return lax.bitcast_convert_type(_reduced(bits, jnp.maximum, jnp.max), jnp.float32)
 
 
 def _positive(scale: jax.Array, dtype: np.dtype) -> jax.Array:
@@ -91,8 +105,8 @@ def _integer(tiles: jax.Array, format: Format) -> Encoded:
 
 def _affine(tiles: jax.Array, format: Format) -> Encoded:
     # Zero is always in the range, so that it is stored exactly.
-    low = jnp.minimum(tiles.min(axis=(1, 3)), 0)
-    high = jnp.maximum(tiles.max(axis=(1, 3)), 0)
+    low = jnp.minimum(_reduced(tiles, jnp.minimum, jnp.min), 0)
+    high = jnp.maximum(_reduced(tiles, jnp.maximum, jnp.max), 0)
     scale = _positive((high - low) / 15, format.scale_type)
     scale32 = scale.astype(jnp.float32)
     zero = jnp.clip(jnp.round(-low / scale32), 0, 15)

@@ -6,13 +6,12 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 
 import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from bombus.kernels import Weight, dequantize, requantize
+from bombus.kernels import Weight, dequantize, program, requantize
 from bombus.loader.layouts import CODES
 from bombus.loader.plan import Entry, LoadPlan
 from bombus.loader.sources import Source
@@ -139,14 +138,14 @@ def _place(entry: Entry, source: Source, arrays: dict[str, np.ndarray]) -> dict[
     placed = {leaf: jax.device_put(array) for leaf, array in arrays.items()}
     codes = placed.pop(CODES)
     if not is_weight(entry.path) or (entry.action in ("keep", "cast") and not source.format.is_low):
-        return {entry.path: codes if codes.dtype == entry.format.dtype else _cast(codes, entry.format.dtype)}
+        return {entry.path: codes if codes.dtype == entry.format.dtype else _cast(entry.format.dtype, codes)}
     if source.format.is_low:
         shape = (entry.shape[0], entry.shape[1])
         weight = Weight(codes=codes, **placed, format=source.format, shape=shape)
     else:
         weight = Weight.plain(codes)
     if entry.action == "dequantize":
-        return {entry.path: _dequantize(weight, entry.format.dtype)}
+        return {entry.path: _dequantize(entry.format.dtype, weight)}
     if entry.action != "keep":
         weight = requantize(weight, entry.format)
         problem = quantization_problem(weight, f"tensor {source.tensor}")
@@ -155,11 +154,13 @@ def _place(entry: Entry, source: Source, arrays: dict[str, np.ndarray]) -> dict[
     return weight_leaves(entry.path, weight)
 
 
-_dequantize = partial(jax.jit, static_argnums=1)(dequantize)
+@program
+def _dequantize(dtype: np.dtype, weight: Weight) -> jax.Array:
+    return dequantize(weight, dtype)
 
 
-@partial(jax.jit, static_argnums=1)
-def _cast(value: jax.Array, dtype: np.dtype) -> jax.Array:
+@program
+def _cast(dtype: np.dtype, value: jax.Array) -> jax.Array:
     return value.astype(dtype)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from every_format import F32, as_bytes, example, parts_of
+from jaxlib.mlir import ir
 
-from bombus.kernels import dequantize, quantize, requantize
+from bombus.kernels import Weight, dequantize, quantize, requantize
 from bombus.policies.formats import find_format
 
 
@@ -78,3 +81,52 @@ def test_a_stored_weight_becomes_plain_values() -> None:
     found = requantize(stored, find_format("bf16"))
     assert found.parts == {}
     np.testing.assert_array_equal(found.codes, np.asarray(dequantize(stored, F32)).astype(ml_dtypes.bfloat16))
+
+
+# Of the tiles that are used: halved three times, never, and an odd number of times.
+@pytest.mark.parametrize("shape", [(256, 384), (96, 1100), (130, 257)])
+@pytest.mark.parametrize("format", ["int8", "int4", "f8_e4m3fn", "bfp8", "mxfp4"])
+def test_a_conversion_takes_no_memory_of_its_own(format: str, shape: tuple[int, int]) -> None:
+    """Where tiles are even, no float32 values are written to memory; and what is found is the largest of each tile."""
+    values = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+    values *= np.exp2(np.random.default_rng(8).integers(-9, 9, shape))
+    weight = Weight.plain(jnp.asarray(values, jnp.bfloat16))
+    stored = find_format(format)
+    assert as_bytes(np.asarray(requantize(weight, stored).codes)).any()
+    compiled = jax.jit(lambda weight: quantize(dequantize(weight, F32), stored)).lower(weight).compile()
+    if all(size % 8 == 0 for size in stored.tile) and shape[1] % 128 == 0:
+        assert compiled.memory_analysis().temp_size_in_bytes < values.nbytes / 8
+    back = np.asarray(dequantize(requantize(weight, stored), F32))
+    rounded = np.asarray(weight.codes).astype(np.float32)
+    height, width = (size or whole for size, whole in zip(stored.tile, shape, strict=True))
+    for row in range(0, shape[0], height):
+        for column in range(0, shape[1], width):
+            tile = np.s_[row : row + height, column : column + width]
+            largest = np.abs(rounded[tile]).max()
+            assert np.abs(np.abs(back[tile]).max() / largest - 1) <= 0.25 if largest else not back[tile].any()
+
+
+def test_only_the_program_of_a_conversion_is_kept() -> None:
+    """JAX would keep what it lowered as well, a megabyte each."""
+    for rows in (31, 33):
+        weight = Weight.plain(jnp.ones((rows, 24), jnp.bfloat16))
+        gc.collect()
+        before = ir.Context._get_live_count()
+        assert requantize(weight, find_format("int8")).shape == (rows, 24)
+        gc.collect()
+    assert ir.Context._get_live_count() == before
+
+
+def test_a_conversion_stays_where_its_weight_is() -> None:
+    """And an array that is bound to no device still is bound to none."""
+    weight = Weight.plain(jnp.ones((5, 24), jnp.bfloat16))
+    bound = jax.device_put(weight, jax.devices()[0])
+    for stored, committed in ((weight, False), (bound, True), (weight, False)):
+        assert requantize(stored, find_format("int8")).codes.committed is committed
+
+
+def test_a_conversion_within_a_program() -> None:
+    """Is part of that."""
+    weight = Weight.plain(jnp.asarray(example("tiles", (3, 5))))
+    found = jax.jit(lambda weight: requantize(weight, find_format("int8")))(weight)
+    np.testing.assert_array_equal(found.codes, requantize(weight, find_format("int8")).codes)
