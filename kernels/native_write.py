@@ -1,7 +1,7 @@
 """Writing new slots into a cache where it is, which XLA:CPU does not do for every type.
 
 Its dynamic_update_slice of bfloat16 or float8, or of their bits, reads and writes the whole buffer every time.
-Shapes: X rows, S slots, T new slots.
+Shapes: B rows, K heads, X = B * K, S slots, T new slots.
 """
 
 from __future__ import annotations
@@ -19,11 +19,17 @@ from bombus.kernels.weight import as_bits, from_bits
 
 @jax.jit
 def write_slots(old: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
-    """old (X, S, ...) with new (X, T, ...), of the same type, at slot `first` and after."""
+    """old (X, S, ...) with new (X, T, ...) or (B, T, K, ...), of the same type, at slot `first` and after."""
     first = jnp.asarray(first, jnp.int32)
     if old.dtype.itemsize > 2 or not jnp.issubdtype(old.dtype, jnp.floating) or native.library().loaded is None:
         return _with_xla(old, new, first)
     return lax.platform_dependent(old, new, first, cpu=_native, default=_with_xla)
+
+
+def heads_first(new: jax.Array) -> jax.Array:
+    """(B, T, K, ...) as a cache has it, (X, T, ...)."""
+    swapped = new.swapaxes(1, 2)
+    return swapped.reshape(-1, *swapped.shape[2:])
 
 
 def _with_xla(old: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
@@ -31,14 +37,15 @@ def _with_xla(old: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
 
 
 def _plain(old: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
-    return lax.dynamic_update_slice_in_dim(old, new, first, axis=1)
+    return lax.dynamic_update_slice_in_dim(old, new if new.ndim == old.ndim else heads_first(new), first, axis=1)
 
 
 @custom_vmap
 def _in_place(old: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
     made = jax.ShapeDtypeStruct(old.shape, old.dtype)
+    write = jax.ffi.ffi_call("bombus_write", made, input_output_aliases={0: 0})
     # In one row: XLA copies an axis of size one for the order of the others.
-    result = jax.ffi.ffi_call("bombus_write", made, input_output_aliases={0: 0})(old, new.reshape(-1), first)
+    result = write(old, new.reshape(-1), first, heads=old.shape[0] // max(new.shape[0], 1))
     return native.varying_as(result, old, new, first)
 
 

@@ -17,10 +17,11 @@ from jax import lax
 
 from bombus.kernels.native_attention import ReadVectors, Vectors, attention, attention_runs
 from bombus.kernels.native_rows import rotate_together
+from bombus.kernels.native_write import heads_first
 from bombus.layers.context import AttentionContext
 from bombus.layers.dense import Dense, dense_together
 from bombus.layers.layer import Layer, declare
-from bombus.layers.layer_cache import LayerCache, Source, heads_first
+from bombus.layers.layer_cache import LayerCache, Source
 from bombus.layers.norm import Norm, RMSNorm
 from bombus.layers.rotary import Rotary
 from bombus.layers.stored import Stored
@@ -82,11 +83,11 @@ class Attention(Layer):
         query, key, value = dense_together(x, (self.query, self.key, self.value), norm=norm)
         q_BTNH, k_BTKH = self._turned(query, key, context)
         v_BTKH = self._heads(value, None)
-        k_XTH, v_XTH = heads_first(k_BTKH), heads_first(v_BTKH)
         if cached is not None and context.length is not None:
-            cached, sources = cached.updated(k_XTH, v_XTH, context, self.window)
+            cached, sources = cached.updated(k_BTKH, v_BTKH, context, self.window)
         else:
-            sources = [Source(Stored(codes=k_XTH), Stored(codes=v_XTH), context.mask(self.window))]
+            keys, values = (Stored(codes=heads_first(new_BTKH)) for new_BTKH in (k_BTKH, v_BTKH))
+            sources = [Source(keys, values, context.mask(self.window))]
         mixed = attend_to(q_BTNH, sources, scale=self.scale, softcap=self.softcap, sinks_N=self._sinks())
         return self.output(mixed.reshape(*x.shape[:2], -1), residual=residual), cached
 

@@ -12,10 +12,11 @@ from flax import nnx
 
 from bombus.kernels import with_values
 from bombus.kernels.native_rows import rotate
+from bombus.kernels.native_write import heads_first
 from bombus.layers.attention import attend_to
 from bombus.layers.context import AttentionContext
 from bombus.layers.dense import Dense
-from bombus.layers.layer_cache import LayerCache, Source, heads_first
+from bombus.layers.layer_cache import LayerCache, Source
 from bombus.layers.norm import Norm, RMSNorm, normed
 from bombus.layers.rotary import Rotary
 from bombus.layers.stored import Stored
@@ -80,11 +81,11 @@ class LatentAttention(nnx.Module):
         tables = context.tables(self.rotary, self.rope_dim)
         latent_BTC, k_BTR = self._latent_and_key(x)
         k_BT1R = rotate(k_BTR[:, :, None], tables, interleaved=self.interleaved).astype(latent_BTC.dtype)
-        slots_XTL = heads_first(jnp.concatenate((latent_BTC[:, :, None], k_BT1R), axis=-1))
+        slots_BT1L = jnp.concatenate((latent_BTC[:, :, None], k_BT1R), axis=-1)
         if cached is not None and context.length is not None:
-            cached, sources = cached.updated(slots_XTL, None, context)
+            cached, sources = cached.updated(slots_BT1L, None, context)
         else:
-            slots = Stored(codes=slots_XTL)
+            slots = Stored(codes=heads_first(slots_BT1L))
             sources = [Source(slots, slots, context.mask())]
         q_BTNH = self._queries(x).reshape(*x.shape[:2], self.num_heads, -1)
         q_BTNP, q_BTNR = q_BTNH[..., : self.nope_dim], q_BTNH[..., self.nope_dim :]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 
+from bombus.kernels.native_write import heads_first
 from bombus.layers.context import AttentionContext
 from bombus.layers.stored import Stored
 
@@ -42,13 +43,13 @@ class LayerCache:
         return self.keys.slots if self.recent_keys is None else self.recent_keys.slots
 
     def updated(
-        self, keys_XTH: jax.Array, values_XTH: jax.Array | None, context: AttentionContext, window: int | None = None
+        self, keys_BTKH: jax.Array, values_BTKH: jax.Array | None, context: AttentionContext, window: int | None = None
     ) -> tuple[LayerCache, list[Source]]:
         """This with the keys and values of new tokens, and what the tokens' queries read, which see `window` slots.
 
         Each key is in one source that a query sees: quantized if it is `recent` slots before the query or more.
         """
-        new = (keys_XTH, values_XTH)
+        new = (keys_BTKH, values_BTKH)
         keys, values, sources = _updated(self.keys, self.values, new, context, window, self.recent)
         if self.recent_keys is None:
             return replace(self, keys=keys, values=values), sources
@@ -69,12 +70,6 @@ class LayerCache:
         )
 
 
-def heads_first(new_BTKH: jax.Array) -> jax.Array:
-    """Keys or values in the layout of the cache, (B*K, T, H)."""
-    batch, tokens, heads, head_dim = new_BTKH.shape
-    return new_BTKH.transpose(0, 2, 1, 3).reshape(batch * heads, tokens, head_dim)
-
-
 def _updated(
     keys: Stored,
     values: Stored | None,
@@ -89,10 +84,12 @@ def _updated(
     ring = size < context.capacity
     first = length % size if ring else length
 
-    def write(old: Stored, new_XTH: jax.Array) -> tuple[Stored, Stored]:
-        encoded = old.encoded(new_XTH)
-        whole = old.written_around(encoded, length) if ring and tokens > 1 else old.written(encoded, first)
-        return encoded, whole
+    def write(old: Stored, new_BTKH: jax.Array) -> tuple[Stored, Stored]:
+        encoded = old.encoded(heads_first(new_BTKH))
+        if ring and tokens > 1:
+            return encoded, old.written_around(encoded, length)
+        # Plain values go where they belong head by head: to put heads first is a pass over all of them.
+        return encoded, old.written(encoded if old.scale is not None else old.encoded(new_BTKH), first)
 
     new_keys, all_keys = write(keys, new[0])
     new_values, all_values = new_keys, all_keys

@@ -51,7 +51,10 @@ class Stored:
         return str(find_format(self.codes.dtype)) if self.scale is None else _BY_TYPE[self.codes.dtype]
 
     def encoded(self, new_XTH: jax.Array) -> Stored:
-        """New vectors in this format: to the nearest code, ties to even, and what is out of range to the last one."""
+        """New vectors in this format: to the nearest code, ties to even, and what is out of range to the last one.
+
+        Where this holds plain values they may also be (B, T, K, H).
+        """
         if self.scale is None:
             return Stored(codes=_cast(new_XTH, self.codes.dtype))
         dtype, low, high = CODES[self.format]

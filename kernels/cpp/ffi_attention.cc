@@ -129,21 +129,27 @@ ffi::Error attention(ffi::ThreadPool threads, ffi::Span<const int64_t> shapes, f
   return ffi::Error::Success();
 }
 
-// Rows (X, T, ...), as one row of values, written over those of a buffer (X, S, ...) from slot `first` on, where the result is
-// the buffer itself.
-ffi::Error write(ffi::AnyBuffer before, ffi::AnyBuffer rows, ffi::BufferR0<ffi::S32> first, ffi::Result<ffi::AnyBuffer> after) {
+// Rows (B, T, K, ...), as one row of values, written over those of a buffer (B * K, S, ...) from slot `first` on, where the
+// result is the buffer itself.
+ffi::Error write(int64_t kv_heads, ffi::AnyBuffer before, ffi::AnyBuffer rows, ffi::BufferR0<ffi::S32> first,
+                 ffi::Result<ffi::AnyBuffer> after) {
   const auto sizes = before.dimensions();
   if (before.untyped_data() != after->untyped_data()) return wrong("a cache is not written in place");
   if (rows.size_bytes() == 0) return ffi::Error::Success();
   const int64_t all = static_cast<int64_t>(before.size_bytes()), some = static_cast<int64_t>(rows.size_bytes());
   if (sizes.size() < 2 || all == 0 || before.element_type() != rows.element_type()) return wrong("wrong rows to write");
   const int64_t heads = sizes[0], slots = sizes[1], bytes = all / (heads * slots), tokens = some / (heads * bytes);
-  if (tokens > slots || tokens * heads * bytes != some) return wrong("wrong number of rows to write");
+  if (tokens > slots || tokens * heads * bytes != some || kv_heads < 1 || heads % kv_heads)
+    return wrong("wrong number of rows to write");
   int64_t slot = *first.typed_data();
   slot = slot > slots - tokens ? slots - tokens : slot < 0 ? 0 : slot;
-  for (int64_t head = 0; head < heads; ++head)
-    std::memcpy(static_cast<uint8_t*>(after->untyped_data()) + (head * slots + slot) * bytes,
-                static_cast<const uint8_t*>(rows.untyped_data()) + head * tokens * bytes, static_cast<size_t>(tokens * bytes));
+  for (int64_t head = 0; head < heads; ++head) {
+    auto* to = static_cast<uint8_t*>(after->untyped_data()) + (head * slots + slot) * bytes;
+    const auto* from = static_cast<const uint8_t*>(rows.untyped_data()) +
+                       (head / kv_heads * tokens * kv_heads + head % kv_heads) * bytes;
+    for (int64_t token = 0; token < tokens; ++token, to += bytes, from += kv_heads * bytes)
+      std::memcpy(to, from, static_cast<size_t>(bytes));
+  }
   return ffi::Error::Success();
 }
 
@@ -168,6 +174,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_attention, bombus::attention,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_write, bombus::write,
                               ffi::Ffi::Bind()
+                                  .Attr<int64_t>("heads")
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::BufferR0<ffi::S32>>()

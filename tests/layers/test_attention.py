@@ -11,6 +11,7 @@ import pytest
 from numpy_attention import attention, fill
 
 import bombus
+from bombus.kernels.native_write import heads_first
 from bombus.layers import (
     Attention,
     AttentionContext,
@@ -23,7 +24,6 @@ from bombus.layers import (
     rotate,
 )
 from bombus.layers.feed_forward import ACTIVATIONS
-from bombus.layers.layer_cache import heads_first
 from bombus.policies.formats import find_format
 
 RANDOM = np.random.default_rng(0)

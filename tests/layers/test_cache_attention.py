@@ -12,7 +12,6 @@ import pytest
 from numpy_cache import cached_attention, stored_values
 
 from bombus.layers import AttentionContext, Cache, CacheFormat, CacheShape, LayerCache, attend_to, empty_cache
-from bombus.layers.layer_cache import heads_first
 
 RANDOM = np.random.default_rng(3)
 B, T, H, V, SPARE = 2, 11, 6, 10, 2
@@ -89,7 +88,7 @@ def _fill(case: Case, arrays: Any, real: jax.Array) -> tuple[jax.Array, LayerCac
         positions = jnp.zeros((B, size), jnp.int32)
         context = AttentionContext(positions_BT=positions, keys_BS=keys_BS, length=jnp.int32(start))
         q, k, v = (array[:, now] for array in arrays)
-        layer, sources = layer.updated(heads_first(k), heads_first(v), context, case.window)
+        layer, sources = layer.updated(k, v, context, case.window)
         parts.append(attend_to(q, sources))
         start += size
     return jnp.concatenate(parts, 1), layer
