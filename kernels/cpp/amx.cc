@@ -41,6 +41,8 @@ inline void fence() { __asm__ volatile("" ::: "memory"); }
 class Unit {
  public:
   static constexpr int64_t kOutputs = 64, kSteps = 8;  // four tiles of rows: two are multiplied at a time
+  static constexpr int64_t kRowBytes = 64, kStepBytes = kTile;
+  static constexpr bool kMeanwhile = false;  // multiplying is the smaller part
 
   // Fewer rows of x than a tile has are multiplied in less time.
   static int64_t columns(int64_t rows) { return rows < kSide ? rows : kSide; }
@@ -60,9 +62,11 @@ class Unit {
     for (int64_t row = 0; row < kSide; ++row) _mm512_storeu_si512(out + row * 4 * columns, rows[row]);
   }
 
-  template <int M, int N>
+  void join(float*) const {}
+
+  template <int M, int N, class Work>
   void multiply(const uint8_t* weights, int64_t next_weights, const uint8_t* x, int64_t next_x, int64_t depth,
-                const float* const* scale, int64_t column, float* sums, int64_t next_sums) const {
+                const float* const* scale, int64_t column, float* sums, int64_t next_sums, Work&) const {
     const int64_t stride = 4 * columns_, tile = stride * kSide;
     alignas(64) float parts[M * N][kSide * kSide];
     if (columns_ < kSide) std::memset(parts, 0, sizeof parts);

@@ -48,23 +48,26 @@ inline bool fast_pairs() {
 #endif
 }
 
-// Vectors in place of tiles. In a sum each lane is a row of x, and pairs of the weight are broadcast to all lanes; or where 16
-// rows are alone, two pairs to the lanes of eight rows, as to broadcast takes longer than to multiply once.
+// Vectors in place of tiles. In a sum each lane is a row of x, and pairs of the weight are broadcast to all lanes; or where no
+// more than 16 rows are left, two pairs to the lanes of eight rows, as to broadcast takes longer than to multiply once.
 class Unit {
  public:
   static constexpr int64_t kOutputs = 16, kSteps = 16;
+  static constexpr bool kMeanwhile = true;
+  // All inputs of a row behind each other: what is broadcast from lines next to each other takes half as long again.
+  static constexpr int64_t kRowBytes = kSteps * 64, kStepBytes = 64;
 
-  static int64_t columns(int64_t) { return kSide; }
-  explicit Unit(int64_t) {}
+  static int64_t columns(int64_t rows) { return rows <= kSide / 2 ? kSide / 2 : kSide; }
+  explicit Unit(int64_t columns) : columns_(columns) {}
 
   // 16 rows of 16 pairs as a tile of x.
-  static void arrange(__m512i* rows, bool alone, int64_t, uint8_t* out) {
+  static void arrange(__m512i* rows, bool alone, int64_t columns, uint8_t* out) {
     if (alone) {
-      transpose_pairs(rows);
-      transpose_pairs(rows + kSide / 2);
-      for (int64_t two = 0; two < kSide / 2; ++two) {
-        _mm512_storeu_si512(out + two * 128, rows[two]);
-        _mm512_storeu_si512(out + two * 128 + 64, rows[kSide / 2 + two]);
+      const int64_t eights = columns * 2 / kSide;
+      for (int64_t eight = 0; eight < eights; ++eight) {
+        transpose_pairs(rows + eight * kSide / 2);
+        for (int64_t two = 0; two < kSide / 2; ++two)
+          _mm512_storeu_si512(out + (two * eights + eight) * 64, rows[eight * kSide / 2 + two]);
       }
     } else {
       transpose(rows);
@@ -72,48 +75,72 @@ class Unit {
     }
   }
 
-  template <int M, int N>
-  void multiply(const uint8_t* weights, int64_t next_weights, const uint8_t* x, int64_t next_x, int64_t depth,
-                const float* const* scale, int64_t column, float* sums, int64_t next_sums) const {
-    constexpr int W = 8;  // rows of the weight: 16 sums, which is as many as wait for each other
-    constexpr int64_t kSize = N == 2 ? 64 : 128;
-    const uint8_t* const others = N == 2 ? x + next_x : x + 64;
-    for (int64_t row = 0; row < M * kSide; row += W) {
-      const uint8_t* left = weights + row / kSide * next_weights + row % kSide * 64;
-      __m512 totals[W][2];
-#pragma GCC unroll 8
-      for (int w = 0; w < W; ++w) totals[w][0] = totals[w][1] = _mm512_setzero_ps();
-      for (int64_t at = 0; at < depth; ++at)
-        for (int64_t byte = 0; byte < kTile; byte += kSize) {
-          const __m512i one = _mm512_loadu_si512(x + at * kTile + byte), other = _mm512_loadu_si512(others + at * kTile + byte);
-#pragma GCC unroll 8
-          for (int w = 0; w < W; ++w) {
-            const uint8_t* pairs = left + at * kTile + w * 64;
-            const __m512i both = N == 2 ? _mm512_set1_epi32(read<int32_t>(pairs, byte / kSize))
-                                        : _mm512_set1_epi64(read<int64_t>(pairs, byte / kSize));
-            totals[w][0] = _mm512_dpbf16_ps(totals[w][0], (__m512bh)both, (__m512bh)one);
-            totals[w][1] = _mm512_dpbf16_ps(totals[w][1], (__m512bh)both, (__m512bh)other);
-          }
-        }
-      float* to = sums + row / kSide * next_sums + row % kSide * kSide;
-#pragma GCC unroll 8
-      for (int w = 0; w < W; ++w, to += kSide) {
-        const __m512 factor = _mm512_set1_ps(scale[row + w][column]);
-        if constexpr (N == 2) {
-          add(totals[w][0], factor, to);
-          add(totals[w][1], factor, to + kTile / 4);
-        } else {
-          const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-          const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-          add(_mm512_add_ps(_mm512_permutex2var_ps(totals[w][0], even, totals[w][1]),
-                            _mm512_permutex2var_ps(totals[w][0], odd, totals[w][1])),
-              factor, to);
-        }
-      }
+  // Sums of rows that are alone, whose lanes are those of the first and the second pairs, as a tile of sums.
+  void join(float* sums) const {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+    for (int64_t w = 0, vectors = columns_ * 2 / kSide; w < kSide; ++w) {
+      const __m512 first = _mm512_loadu_ps(sums + w * vectors * kSide);
+      const __m512 last = _mm512_loadu_ps(sums + ((w + 1) * vectors - 1) * kSide);
+      _mm512_storeu_ps(sums + w * kSide,
+                       _mm512_add_ps(_mm512_permutex2var_ps(first, even, last), _mm512_permutex2var_ps(first, odd, last)));
     }
   }
 
+  template <int M, int N, class Work>
+  void multiply(const uint8_t* weights, int64_t, const uint8_t* x, int64_t next_x, int64_t depth, const float* const* scale,
+                int64_t column, float* sums, int64_t, Work& work) const {
+    static_assert(M == 1);
+    if constexpr (N == 2) rows<8, 2, false>(weights, x, x + next_x, depth, scale, column, sums, work);
+    else if (columns_ == kSide) rows<8, 2, true>(weights, x, x + 64, depth, scale, column, sums, work);
+    else rows<16, 1, true>(weights, x, x, depth, scale, column, sums, work);
+  }
+
  private:
+  // W rows of the weight at a time and V vectors of x: 16 sums, which is as many as wait for each other. By itself, as all its
+  // registers are needed here.
+  template <int W, int V, bool kPairs, class Work>
+  __attribute__((noinline)) static void rows(const uint8_t* weights, const uint8_t* x, const uint8_t* other, int64_t depth,
+                                             const float* const* scale, int64_t column, float* sums, Work& work) {
+    constexpr int64_t kTurns = kPairs ? 8 : 16, kSize = kPairs ? 64 * V : 64;  // for 32 inputs; bytes of x in a turn
+    constexpr int64_t kEvery = kPairs ? V : 4;                                 // turns for a block of the weight
+    constexpr int64_t kNextRow = kPairs ? V * kSide : kSide, kNextVector = kPairs ? kSide : kTile / 4;  // of sums
+    typename Work::Place place = work.place;
+    typename Work::Decoder decoder;
+    decoder.keep();
+    for (int64_t row = 0; row < kSide; row += W) {
+      __m512 totals[W][V];
+#pragma GCC unroll 16
+      for (int w = 0; w < W; ++w)
+        for (int v = 0; v < V; ++v) totals[w][v] = _mm512_setzero_ps();
+      const uint8_t* left = weights + row * kRowBytes;
+      for (int64_t turn = 0; turn < depth * kTurns; turn += kEvery) {
+        work.step(decoder, place);
+#pragma GCC unroll 4
+        for (int64_t at = turn; at < turn + kEvery; ++at) {
+          const __m512i values[2] = {_mm512_loadu_si512(x + at * kSize), _mm512_loadu_si512(other + at * kSize)};
+#pragma GCC unroll 16
+          for (int w = 0; w < W; ++w) {
+            const __m512i both = kPairs ? _mm512_set1_epi64(read<int64_t>(left + w * kRowBytes, at))
+                                        : _mm512_set1_epi32(read<int32_t>(left + w * kRowBytes, at));
+#pragma GCC unroll 2
+            for (int v = 0; v < V; ++v) totals[w][v] = _mm512_dpbf16_ps(totals[w][v], (__m512bh)both, (__m512bh)values[v]);
+          }
+        }
+      }
+      float* to = sums + row * kNextRow;
+      const float* const* of = scale + row;
+      const bool same = of[0] == of[W - 1];
+      const __m512 first = _mm512_set1_ps(of[0][column]);
+#pragma GCC unroll 16
+      for (int w = 0; w < W; ++w) {
+        const __m512 factor = same ? first : _mm512_set1_ps(of[w][column]);
+        for (int v = 0; v < V; ++v) add(totals[w][v], factor, to + w * kNextRow + v * kNextVector);
+      }
+    }
+    work.place = place;
+  }
+
   static void add(__m512 total, __m512 factor, float* sum) {
     _mm512_storeu_ps(sum, _mm512_fmadd_ps(total, factor, _mm512_loadu_ps(sum)));
   }
@@ -138,14 +165,19 @@ class Unit {
         rows[4 + 2 * second + odd] = _mm512_shuffle_i32x4(top, bottom, 0xdd);
       }
   }
+
+  int64_t columns_;
 };
 
 #include "tiles.inc"
 
+constexpr int64_t kFewestRows = 5;  // for which to decode a weight once, to memory, is faster than to decode it in registers
+
 template <class D>
 std::unique_ptr<Running> start_with(const Product& product) {
-  if (streamed<D>(product, Layout<D>(product.weight))) return std::make_unique<RunningWith<D>>(product);
-  return fast_pairs() && product.x.rows > kStreamRows ? start_tiles(product) : nullptr;
+  if (fast_pairs() && product.x.rows >= kFewestRows)
+    if (std::unique_ptr<Running> tiles = start_tiles(product)) return tiles;
+  return streamed<D>(product, Layout<D>(product.weight)) ? std::make_unique<RunningWith<D>>(product) : nullptr;
 }
 
 std::unique_ptr<Running> start(const Product& product) {

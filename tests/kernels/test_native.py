@@ -97,12 +97,13 @@ def test_the_model_is_the_one_of_the_formats() -> None:
 @each_kernel
 @pytest.mark.parametrize("inputs", [300, 4200])
 def test_few_rows_are_each_as_alone(kernels: str, inputs: int) -> None:
-    """Bit for bit: up to eight users get what each would alone, whose long rows are multiplied in one piece."""
+    """Bit for bit: some users get what each would alone, whose long rows are multiplied in one piece."""
     if kernels == "amx":
         pytest.skip("it takes several rows with other instructions")
+    most = 4 if kernels == "avx512_bf16" else 8
     random = np.random.default_rng(8)
     weights = [weight_of(format, (37, inputs), random) for format in SOME]
-    for rows in (2, 4, 7, 8) if inputs == 300 else (5, 8):
+    for rows in {min(rows, most) for rows in ((2, 4, 7, 8) if inputs == 300 else (5, 8))}:
         x = rows_of(rows, inputs, BF16, random)
         each = [multiply(x[row : row + 1], weights, kernels) for row in range(rows)]
         for index, found in enumerate(multiply(x, weights, kernels)):
@@ -127,6 +128,21 @@ def test_long_rows_are_multiplied_piece_by_piece(kernels: str, dtype: Any) -> No
         for weight, expected, one in zip(weights, values, found, strict=True):
             assert_product(one, x, expected, (kernels, weight.format, rows))
         np.testing.assert_array_equal(np.isnan(with_nan), np.isin(np.arange(35), [3, 20])[None].repeat(rows, 0))
+
+
+# Of all the inputs that are decoded at once: just as many, a few less and more, and a beginning of the next.
+@each_kernel
+@pytest.mark.parametrize("inputs", [480, 512, 519, 1024, 1090])
+def test_rows_that_are_decoded_while_others_are_multiplied(kernels: str, inputs: int) -> None:
+    """Groups of outputs that are not whole, scales within a group and for several, and rows up to those of a panel."""
+    random = np.random.default_rng(inputs)
+    formats = ["bf16", "f8_e4m3fn", "f8_e4m3fn(tile=5x32)", "f8_e5m2(tile=channel)", "int8(group=64)", "int4(group=32)"]
+    weights = [weight_of(format, (69, inputs), random) for format in [*formats, "int4(group=96, zero_points)", "mxfp4"]]
+    values = [exact(weight) for weight in weights]
+    for rows in (5, 8, 9, 16, 17, 33, 40, 530):
+        x = rows_of(rows, inputs, BF16, random)
+        for weight, expected, found in zip(weights, values, multiply(x, weights, kernels), strict=True):
+            assert_product(found, x, expected, (kernels, weight.format, rows))
 
 
 @each_kernel

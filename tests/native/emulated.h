@@ -64,6 +64,15 @@ inline simde__m512i cvtepu8_epi32(simde__m128i bytes) {
   return together<simde__m512i>(out);
 }
 
+// Only what the mask has is read.
+template <class V>
+V maskz_loadu_epi8(uint64_t mask, const void* from) {
+  uint8_t out[sizeof(V)] = {};
+  for (size_t byte = 0; byte < sizeof out; ++byte)
+    if (mask >> byte & 1) out[byte] = static_cast<const uint8_t*>(from)[byte];
+  return together<V>(out);
+}
+
 inline simde__m512i cvtepu16_epi32(simde__m256i words) {
   const Lanes<uint16_t, simde__m256i> in(words);
   uint32_t out[16];
@@ -206,6 +215,8 @@ inline void tile_dpbf16ps(int c, int a, int b) {
 #define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
 #define _mm512_cvtepi64_epi16 emulated::cvtepi64_epi16
+#define _mm512_maskz_loadu_epi8 emulated::maskz_loadu_epi8<simde__m512i>
+#define _mm_maskz_loadu_epi8 emulated::maskz_loadu_epi8<simde__m128i>
 #undef _mm512_add_epi8
 #define _mm512_add_epi8 emulated::add_epi8
 #define _mm512_cvtepi32_ps emulated::cvtepi32_ps
