@@ -171,11 +171,9 @@ class Unit {
 
 #include "tiles.inc"
 
-constexpr int64_t kFewestRows = 5;  // for which to decode a weight once, to memory, is faster than to decode it in registers
-
 template <class D>
 std::unique_ptr<Running> start_with(const Product& product) {
-  if (fast_pairs() && product.x.rows >= kFewestRows)
+  if (fast_pairs() && product.x.rows >= D::kTileRows)
     if (std::unique_ptr<Running> tiles = start_tiles(product)) return tiles;
   return streamed<D>(product, Layout<D>(product.weight)) ? std::make_unique<RunningWith<D>>(product) : nullptr;
 }
