@@ -18,6 +18,7 @@ import numpy as np
 from bombus.evaluation.contenders import Prepared, Turn
 from bombus.evaluation.workload import Workload
 from bombus.generation.loop import Programs, compile_programs
+from bombus.generation.memory import give_back
 from bombus.generation.request import Request, make_request
 from bombus.generation.state import State
 from bombus.loader import GenerationConfig, load_model
@@ -74,6 +75,9 @@ class BombusContender:
         seconds = time.perf_counter() - middle
         request = self._ready[workload][0]
         tokens = np.asarray(state.history.tokens_BL)[: workload.rows, request.bucket :][:, :new_tokens].tolist()
+        size = state.cache.nbytes
+        del state
+        give_back(size)  # as generate does
         return Turn(first_seconds=middle - began, decode_seconds=seconds, tokens=tokens)
 
     def dispatch_seconds(self, workload: Workload) -> float:

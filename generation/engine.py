@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from bombus.generation.beam import Beams
 from bombus.generation.loop import start_programs
+from bombus.generation.memory import give_back
 from bombus.generation.request import Request
 from bombus.generation.result import FinishReason, Generated, Timings
 from bombus.generation.state import State
@@ -67,17 +69,25 @@ class Run:
         self._logprobs: dict[str, np.ndarray] | None = None
         self._began = time.perf_counter()
         self._first = self._last = self._began
-        self._steps = self._passes = 0
+        self._steps = self._passes = self._cache_bytes = 0
         self._compile_seconds = 0.0
 
     def pieces(self, chunk: int) -> Generator[list[str]]:
         """What there is to show of every row, after the first token and then after every `chunk` more."""
+        try:
+            yield from self._pieces(chunk)
+        finally:
+            # The cache is gone, but a C library keeps it for the thread that had it, and the next may be another's.
+            give_back(self._cache_bytes)
+
+    def _pieces(self, chunk: int) -> Generator[list[str]]:
         request, params = self.request, self.loaded.params
         began = time.perf_counter()
         programs = start_programs(self.loaded.model, params, request.rows, request.bucket, request.call, request.plan)
         self._compile_seconds = time.perf_counter() - began
         tokens, mask, done = request.padded()
         state = programs.prefill(params, tokens, mask, done, request.call)
+        self._cache_bytes = sum(array.nbytes for array in jax.tree.leaves(state.cache))
         began = time.perf_counter()
         decode = programs.decode  # which may take longer than the prompt
         self._compile_seconds += time.perf_counter() - began

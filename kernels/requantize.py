@@ -14,13 +14,14 @@ from bombus.kernels.quantize import global_scale_of, quantize
 from bombus.kernels.weight import Weight, as_bits, dequantize, from_bits
 from bombus.policies.formats import Format
 
-_VALUES_AT_A_TIME = 2**24  # 64 MB in float32
+_VALUES_AT_A_TIME = 2**24
+_BYTES_AT_A_TIME = 4 * _VALUES_AT_A_TIME  # which they take in float32
 
 
 def requantize(weight: Weight, format: Format) -> Weight:
     """A stored weight in another format, by way of float32. Where only the type of its scales differs they are cast.
 
-    A large weight goes some rows at a time, a stack expert by expert, so that its float32 values are never all there.
+    A stack goes expert by expert, a large weight some rows at a time where all of its float32 values would be there.
     """
     if weight.scale_inv is not None and weight.format.same_codes(format):
         scale_inv = weight.scale_inv.astype(format.scale_type)
@@ -31,7 +32,7 @@ def requantize(weight: Weight, format: Format) -> Weight:
     outputs, inputs = weight.shape
     tiles = (weight.format.tile[0], format.tile[0]) if weight.format.is_low else (format.tile[0],)
     step = max(1, _VALUES_AT_A_TIME // max(inputs, 1)) // math.lcm(*tiles) * math.lcm(*tiles) if all(tiles) else 0
-    if not 0 < step < outputs:
+    if not 0 < step < outputs or _requantize.temporary_bytes(format, weight) <= _BYTES_AT_A_TIME:
         return _requantize(format, weight)
     bounds = [(first, min(first + step, outputs)) for first in range(0, outputs, step)]
     shared = None
