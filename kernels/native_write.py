@@ -28,8 +28,8 @@ def write_slots(old: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
 
 def heads_first(new: jax.Array) -> jax.Array:
     """(B, T, K, ...) as a cache has it, (X, T, ...)."""
-    swapped = new.swapaxes(1, 2)
-    return swapped.reshape(-1, *swapped.shape[2:])
+    batch, tokens, heads, *rest = new.shape
+    return new.swapaxes(1, 2).reshape(batch * heads, tokens, *rest)
 
 
 def _with_xla(old: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:

@@ -54,7 +54,7 @@ class Unit {
  public:
   static constexpr int64_t kOutputs = 16, kSteps = 16;
   static constexpr bool kMeanwhile = true;
-  // All inputs of a row behind each other: what is broadcast from lines next to each other takes half as long again.
+  // All inputs of a row behind each other, so that all turns over them are one loop.
   static constexpr int64_t kRowBytes = kSteps * 64, kStepBytes = 64;
 
   static int64_t columns(int64_t rows) { return rows <= kSide / 2 ? kSide / 2 : kSide; }

@@ -87,3 +87,32 @@ def test_writing_slots(shape: tuple[int, ...]) -> None:
     expected[:, 4:6] = 0
     np.testing.assert_array_equal(slopes[0].astype(jnp.float32), expected)
     assert (np.asarray(slopes[1], np.float32) == 2).all()
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32, np.int8], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_writing_what_lies_token_by_token(dtype: Any, batch: int) -> None:
+    """As heads first, without a pass that puts them there; also under vmap and jvp."""
+    random = np.random.default_rng(15)
+    heads, slots, size = 4, 9, 6
+    old = random.integers(-9, 9, (batch * heads, slots, size)).astype(dtype)
+    for tokens in (1, 5):
+        new = random.integers(-9, 9, (batch, tokens, heads, size)).astype(dtype)
+        expected = old.copy()
+        expected.reshape(batch, heads, slots, size)[:, :, 3 : 3 + tokens] = new.transpose(0, 2, 1, 3)
+        np.testing.assert_array_equal(jax.jit(write_slots)(old, new, np.int32(3)), expected)
+        found = jax.jit(jax.vmap(write_slots, (0, 0, None)))(old[None], new[None], np.int32(3))
+        np.testing.assert_array_equal(found[0], expected)
+        if dtype == ml_dtypes.bfloat16:
+            text = jax.jit(write_slots).lower(old, new, np.int32(3)).compile().as_text()
+            assert "bombus_write" in text
+            assert "transpose(" not in text
+    if dtype != np.int8:
+        weights = random.standard_normal(old.shape).astype(np.float32)
+
+        def weighed(new: jax.Array) -> jax.Array:
+            return (write_slots(jnp.asarray(old), new, jnp.int32(3)).astype(jnp.float32) * weights).sum()
+
+        slopes = np.asarray(jax.jit(jax.grad(weighed))(jnp.asarray(new)), np.float32)
+        of_heads = weights.reshape(batch, heads, slots, size)[:, :, 3:8].transpose(0, 2, 1, 3)
+        np.testing.assert_array_equal(slopes, of_heads.astype(dtype).astype(np.float32))
