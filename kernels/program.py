@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from functools import partial, update_wrapper
 from typing import Any, Generic, TypeVar
@@ -29,9 +30,15 @@ class program(Generic[_Result]):
         result: _Result = self._compile(setting, trees)(*trees)
         return result
 
-    def temporary_bytes(self, setting: Hashable, *trees: Any) -> int:
-        """What it would take beside its arrays and its result: nothing, where it is part of another program."""
-        return 0 if _are_traced(trees) else self._compile(setting, trees).memory_analysis().temp_size_in_bytes
+    def temporary_bytes(self, setting: Hashable, *trees: Any) -> float:
+        """What it would take beside its arrays and its result: nothing, where it is part of another program.
+
+        Infinite where the backend does not say.
+        """
+        if _are_traced(trees):
+            return 0
+        analysis = self._compile(setting, trees).memory_analysis()
+        return math.inf if analysis is None else analysis.temp_size_in_bytes
 
     def _compile(self, setting: Hashable, trees: tuple[Any, ...]) -> jax.stages.Compiled:
         leaves, tree = jax.tree.flatten(trees)
