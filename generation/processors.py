@@ -109,7 +109,7 @@ def _types(tree: Any) -> str:
 
 def process(logits_BV: jax.Array, history: History, sampling: Sampling) -> jax.Array:
     """Float32 logits (B, V) after all processors of the settings."""
-    logits_BV = bias_tokens(logits_BV.astype(jnp.float32), sampling.bias_V)
+    logits_BV = bias_tokens(logits_BV.astype(jnp.float32), sampling.bias_V, sampling.biased)
     logits_BV = bias_sequences(logits_BV, history, sampling.sequences_WM, sampling.sequence_bias_W)
     logits_BV = penalize_repetition(logits_BV, history, sampling.repetition_penalty)
     logits_BV = penalize_new_tokens(logits_BV, history, sampling.presence_penalty, sampling.frequency_penalty)
@@ -119,9 +119,9 @@ def process(logits_BV: jax.Array, history: History, sampling: Sampling) -> jax.A
     return force(logits_BV, history, sampling.forced_N, sampling.forced_bos)
 
 
-def bias_tokens(logits_BV: jax.Array, bias_V: jax.Array) -> jax.Array:
-    """With the bias of every token; -inf bans it."""
-    return lax.cond(jnp.any(bias_V != 0), lambda logits_BV: logits_BV + bias_V, lambda logits_BV: logits_BV, logits_BV)
+def bias_tokens(logits_BV: jax.Array, bias_V: jax.Array, biased: jax.Array) -> jax.Array:
+    """With the bias of every token, where any has one; -inf bans it."""
+    return lax.cond(biased, lambda logits_BV: logits_BV + bias_V, lambda logits_BV: logits_BV, logits_BV)
 
 
 def bias_sequences(logits_BV: jax.Array, history: History, sequences_WM: jax.Array, bias_W: jax.Array) -> jax.Array:

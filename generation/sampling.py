@@ -30,7 +30,8 @@ class Sampling:
     epsilon_cutoff 0, eta_cutoff 0, repetition_penalty 1, presence_penalty 0, frequency_penalty 0, no_repeat_ngram 0,
     min_new_tokens 0, min_length 0 (prompt included), seed (uint32).
 
-    The same for all rows: bias_V is added at every step and first_bias_V at the first one (-inf: never); forced_N is
+    The same for all rows: bias_V is added at every step, if it is `biased` (), and first_bias_V at the first one (-inf:
+    never); forced_N is
     the token of each step, or -1; forced_bos () the first token after a prompt of one token, or -1; sequence_bias_W is
     added to the last token of a sequence of sequences_WM, right-aligned after -1, where a row ends in those before it;
     stop holds the ids that end a row, or -1.
@@ -50,6 +51,7 @@ class Sampling:
     min_new_tokens: jax.Array
     min_length: jax.Array
     seed: jax.Array
+    biased: jax.Array
     bias_V: jax.Array
     first_bias_V: jax.Array
     forced_N: jax.Array
@@ -120,6 +122,7 @@ def make_sampling(
         min_new_tokens=per_row(config.min_new_tokens, np.int32),
         min_length=per_row(config.min_length, np.int32),
         seed=np.array([seed % 2**32 for seed in seeds], np.uint32),
+        biased=np.bool_(bias_V.any()),
         bias_V=bias_V,
         first_bias_V=first_bias_V,
         forced_N=forced_N,

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from bombus.generation.history import History
+from bombus.generation.next_token import next_token
 from bombus.generation.processors import LogitsProcessor, process, run_processors
-from bombus.generation.sampling import Sampling, choose, log_probabilities
+from bombus.generation.sampling import Sampling, log_probabilities
 from bombus.layers import Cache, CacheFormat
 from bombus.models import Model
 
@@ -132,9 +133,13 @@ def processed(state: State, logits_BV: jax.Array, call: Call, plan: Plan) -> tup
 
 def append(state: State, logits_BV: jax.Array, call: Call, plan: Plan) -> State:
     """The state with one more token, chosen from the model's logits."""
-    processed_BV, memories = processed(state, logits_BV, call, plan)
-    chosen_B = choose(processed_BV, call.sampling, state.history.step)
-    state = replace(state, processors=memories)
+    history, sampling = state.history, call.sampling
+    if plan.processors:
+        processed_BV, memories = processed(state, logits_BV, call, plan)
+        state = replace(state, processors=memories)
+        chosen_B = next_token(processed_BV, sampling, history.step)
+    else:
+        chosen_B = next_token(logits_BV, sampling, history.step, history)
     return record(state, chosen_B[:, None], logits_BV[:, None], jnp.int32(1), call)
 
 

@@ -83,6 +83,7 @@ struct Kernels {
   void (*rotate)(const Rotation& call, int64_t first, int64_t last) = nullptr;  // rows
   void (*finish)(const Finish& call, int64_t first, int64_t last) = nullptr;    // columns of all rows
   int64_t (*argmax)(const float* x, int64_t count, float* largest) = nullptr;
+  double (*exponentials)(const float* x, int64_t count, float base, float* out) = nullptr;
 };
 
 const Kernels* plain_kernels();

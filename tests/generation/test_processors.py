@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from native_weights import KERNELS, REASON
 
 import bombus
 from bombus.generation.history import History
+from bombus.generation.next_token import _with_xla, next_token
 from bombus.generation.processors import process
 from bombus.generation.sampling import Sampling, make_sampling
 
@@ -204,6 +206,20 @@ def test_each_processor_and_all_together_are_pythons(names: tuple[str, ...]) -> 
             changed.append(not np.array_equal(ours[row], case.logits_BV[row]))
     assert any(changed)
     assert not (len(names) == 1 and names[0] in PER_ROW and all(changed))
+
+
+@pytest.mark.skipif(not KERNELS, reason=REASON)
+@pytest.mark.parametrize("names", [*((name,) for name in (*PER_ROW, *FOR_ALL, *FORCED)), FORCED, ()], ids="+".join)
+def test_the_kernel_draws_from_the_same_logits(names: tuple[str, ...]) -> None:
+    """The best token, and forty draws of every row of twelve batches: a wrong logit changes some of them."""
+    with_xla = jax.jit(_with_xla)
+    for seed in range(12):
+        logits_BV, history, settings = arrays(random_case(seed, *names))
+        settings = replace(settings, seed=np.arange(ROWS, dtype=np.uint32) + 100 * seed)
+        for step in range(41):
+            temperature = np.full(ROWS, 0.8 if step else 0.0, np.float32)
+            arguments = (logits_BV, replace(settings, temperature=temperature), jnp.int32(step), history)
+            np.testing.assert_array_equal(next_token(*arguments), with_xla(*arguments))
 
 
 def test_a_row_does_not_depend_on_its_batch() -> None:

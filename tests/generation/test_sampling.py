@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from native_weights import KERNELS, REASON
 from scipy import stats
 
 import bombus
+from bombus.generation.next_token import _with_xla, next_token
 from bombus.generation.sampling import Sampling, choose, filtered, log_probabilities, make_sampling
+from bombus.kernels import native
 
 DRAWS, ROWS, VOCAB = 8000, 32, 203  # thirteen blocks of the vocabulary, of which the last is partial
 LOGITS = np.random.default_rng(3).normal(0, 2.2, VOCAB).astype(np.float32)
@@ -63,7 +66,7 @@ def sampling(rows: int, *cases: dict[str, float], seeds: np.ndarray | None = Non
 @jax.jit
 def compute(logits_BV: jax.Array, sampling: Sampling, step: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Tokens, and the logits that they were drawn from."""
-    return choose(logits_BV, sampling, step), filtered(logits_BV, sampling)
+    return next_token(logits_BV, sampling, step), filtered(logits_BV, sampling)
 
 
 def run(
@@ -76,7 +79,7 @@ def run(
 
 @jax.jit
 def choose_many(logits_V: jax.Array, sampling: Sampling, step: jax.Array) -> jax.Array:
-    return choose(jnp.broadcast_to(logits_V, (DRAWS, VOCAB)), sampling, step)
+    return next_token(jnp.broadcast_to(logits_V, (DRAWS, VOCAB)), sampling, step)
 
 
 def draw(logits_V: np.ndarray, step: int = 0) -> np.ndarray:
@@ -178,6 +181,40 @@ SINGLE = [
 ]
 
 
+@pytest.mark.skipif(not KERNELS, reason=REASON)
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("vocab", [1, 2, 64, 203, 70_001])
+def test_the_kernel_draws_what_xla_does(name: str, vocab: int) -> None:
+    """For the same seeds, settings and steps: whole numbers among the logits, so that many are equal, and some impossible."""
+    random = np.random.default_rng(vocab)
+    cases = [{}, *CASES, *SINGLE, {"top_k": 1500, "top_p": 0.6}, {"top_k": vocab}, {"temperature": 0.3, "top_p": 0.5}]
+    rows = 4 * len(cases)
+    settings = sampling(rows, *cases, seeds=random.integers(0, 2**32, rows, dtype=np.uint32))
+    settings = replace(settings, bias_V=jnp.zeros(vocab), first_bias_V=jnp.zeros(vocab))
+    logits_BV = random.normal(0, 2.2, (rows, vocab)).astype(np.float32)
+    logits_BV[::3] = np.round(logits_BV[::3])
+    logits_BV[::4] = np.where(random.random((len(logits_BV[::4]), vocab)) < 0.5, -np.inf, logits_BV[::4])
+    steps = random.integers(0, 2**31 - 1, rows).astype(np.int32)
+    with native.using_kernels(name):
+        ours = np.asarray(next_token(logits_BV, settings, steps))
+    theirs = np.asarray(jax.jit(_with_xla)(logits_BV, settings, steps, None))
+    # Sums are rounded in another order: once in a million draws that decides.
+    assert (ours != theirs).mean() < 0.01, [cases[row % len(cases)] for row in np.flatnonzero(ours != theirs)]
+
+
+@pytest.mark.skipif(not KERNELS, reason=REASON)
+def test_a_row_that_is_no_number_harms_no_other() -> None:
+    """With the kernel one with NaN gives its first NaN where it is greedy; it, and one of infinity, token 0 where it draws."""
+    logits = np.array(ROW_LOGITS)
+    logits[0, 7], logits[2, 9], logits[3, [100, 5]], logits[4] = np.nan, np.inf, np.nan, -np.inf
+    others = np.delete(np.arange(ROWS), [0, 2, 3, 4])
+    for case in ({"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.5}, {"typical_p": 0.4}, {}):
+        ours = np.asarray(next_token(logits, sampling(ROWS, case), jnp.int32(0)))
+        assert ours[[0, 2, 3, 4]].tolist() == ([7, 9, 5, 0] if "temperature" in case else [0, 0, 0, 0])
+        plain = np.asarray(next_token(ROW_LOGITS, sampling(ROWS, case), jnp.int32(0)))
+        np.testing.assert_array_equal(ours[others], plain[others])
+
+
 def test_what_leaves_one_token_leaves_the_best() -> None:
     assert set(run(sampling(ROWS, *SINGLE))[0]) == {LOGITS.argmax()}
 
@@ -244,6 +281,20 @@ def test_every_mix_is_one_program(compilations: list[str]) -> None:
     assert compilations == []
     jax.jit(lambda x: x * 3)(jnp.int32(1))
     assert len(compilations) == 1  # the counter counts
+
+
+@pytest.mark.skipif(not KERNELS, reason=REASON)
+def test_the_kernel_is_all_that_a_program_has_of_it() -> None:
+    """No sampler is compiled on CPU; elsewhere there is no kernel. Mapped over, it draws what each call draws."""
+    traced = next_token.trace(ROW_LOGITS, sampling(ROWS, *CASES), jnp.int32(0))
+    on_cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert on_cpu.count("@bombus_next_token") == 1
+    assert "while" not in on_cpu
+    assert "bombus_" not in traced.lower(lowering_platforms=("cuda",)).as_text()
+    settings = sampling(ROWS, *CASES)
+    steps = jnp.arange(3)
+    mapped = jax.vmap(next_token, in_axes=(None, None, 0))(ROW_LOGITS, settings, steps)
+    np.testing.assert_array_equal(mapped, [next_token(ROW_LOGITS, settings, step) for step in steps])
 
 
 def outside_branches(jaxpr: Any) -> set[str]:
