@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bombus.generation.loop import NextLogits, read_last, read_prompt
+from bombus.generation.loop import read_last, read_prompt
 from bombus.generation.state import Call, Plan, State, Strategy, empty_state, processed
 from bombus.models import Model, Params
 
@@ -27,12 +27,11 @@ WHEN_NOTHING_BETTER, WHEN_FULL, WHEN_SURE = range(3)  # early_stopping: False, T
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Beams:
-    """sums_BM and the next logits, (X, V): of those still going. The rest: of those that ended, the best first.
+    """sums_BM: of those still going. The rest: of those that ended, the best first.
 
     A length of 0 is a place that none has taken.
     """
 
-    next: NextLogits
     sums_BM: jax.Array
     tokens_BMN: jax.Array
     lengths_BM: jax.Array
@@ -58,29 +57,23 @@ def _begin(
     # All beams are the same prompt: one of them makes the first candidates.
     first_M = jnp.where(jnp.arange(num_beams) == 0, 0.0, NEVER)
     beams = Beams(
-        next=NextLogits(logits=logits_BV[rows_X], known=jnp.asarray(True)),
         sums_BM=jnp.broadcast_to(first_M, (batch, num_beams)),
         tokens_BMN=jnp.zeros((batch, num_beams, plan.new_tokens), jnp.int32),
         lengths_BM=jnp.zeros((batch, num_beams), jnp.int32),
         scores_BM=jnp.full((batch, num_beams), NEVER, jnp.float32),
     )
-    return replace(state, extra=beams)
+    return _extend(replace(state, extra=beams), logits_BV[rows_X], call, plan)
 
 
 def _advance(model: Model, params: Params, state: State, call: Call, plan: Plan) -> State:
-    def read(state: State) -> State:
-        following, cache = read_last(model, params, state)
-        return replace(state, cache=cache, extra=replace(state.extra, next=following))
-
-    # A condition: see _advance of loop.py.
-    return _extend(lax.while_loop(lambda state: ~state.extra.next.known, read, state), call, plan)
+    logits_XV, cache = read_last(model, params, state)
+    return _extend(replace(state, cache=cache), logits_XV, call, plan)
 
 
-def _extend(state: State, call: Call, plan: Plan) -> State:
-    """The state with every beam one token longer."""
+def _extend(state: State, logits_XV: jax.Array, call: Call, plan: Plan) -> State:
+    """The state with every beam one token longer, chosen from the model's logits (X, V)."""
     history, beams = state.history, state.extra
     batch, num_beams = beams.sums_BM.shape
-    logits_XV = beams.next.logits
     vocab_size = logits_XV.shape[1]
     # Without a memory: what a beam remembers would have to follow it.
     log_XV, memories = processed(state, jax.nn.log_softmax(logits_XV.astype(jnp.float32), axis=-1), call, plan)
@@ -127,7 +120,7 @@ def _extend(state: State, call: Call, plan: Plan) -> State:
         done=done_B,
         cache=state.cache.take_rows(rows_X),
         processors=memories,
-        extra=replace(ended, sums_BM=sums_BM, next=replace(beams.next, known=jnp.asarray(False))),
+        extra=replace(ended, sums_BM=sums_BM),
     )
 
 

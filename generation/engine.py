@@ -70,7 +70,7 @@ class Run:
         self._began = time.perf_counter()
         self._first = self._last = self._began
         self._steps = self._passes = self._cache_bytes = 0
-        self._compile_seconds = 0.0
+        self._compile_seconds = self._loop_compile_seconds = 0.0
 
     def pieces(self, chunk: int) -> Generator[list[str]]:
         """What there is to show of every row, after the first token and then after every `chunk` more."""
@@ -88,18 +88,26 @@ class Run:
         tokens, mask, done = request.padded()
         state = programs.prefill(params, tokens, mask, done, request.call)
         self._cache_bytes = sum(array.nbytes for array in jax.tree.leaves(state.cache))
+        if request.plan.strategy.beams == 1 and int(state.history.step):
+            yield self._take(state)
+        if self.finished:
+            return
         began = time.perf_counter()
         decode = programs.decode  # which may take longer than the prompt
-        self._compile_seconds += time.perf_counter() - began
+        waited = time.perf_counter() - began
+        if self._steps:
+            self._loop_compile_seconds = waited
+        else:
+            self._compile_seconds += waited
         if request.plan.strategy.beams > 1:
             self._first = self._time(state)
             yield self._take_beams(decode(params, state, done, request.call, np.int32(request.new_tokens)))
             return
         while not self.finished:
+            done[: len(self.rows)] = [row.finish_reason is not None for row in self.rows]
             until = min(self._steps + chunk, request.new_tokens) if self._steps else 1
             state = decode(params, state, done, request.call, np.int32(until))
             yield self._take(state)
-            done[: len(self.rows)] = [row.finish_reason is not None for row in self.rows]
 
     @property
     def finished(self) -> bool:
@@ -117,6 +125,7 @@ class Run:
             time_to_first_token=self._first - self._began,
             seconds=self._last - self._began,
             compile_seconds=self._compile_seconds,
+            loop_compile_seconds=self._loop_compile_seconds,
             decode_tokens=max(self._steps - 1, 0),
             passes=self._passes,
         )

@@ -13,7 +13,7 @@ Shapes: B batch, L slots, D drafts, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +23,6 @@ from bombus.generation.history import History
 from bombus.generation.loop import read_prompt
 from bombus.generation.state import Call, Plan, State, Strategy, append, empty_state
 from bombus.models import Model, Params
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class Drafted:
-    """Drafts (B, D), and the logits before each and after the last, (B, 1 + D, V).
-
-    known () is False when they have been used. After the prompt there are the first logits and no drafts, -1.
-    """
-
-    drafts_BD: jax.Array
-    logits_BJV: jax.Array
-    known: jax.Array
 
 
 def prompt_lookup(drafts: int) -> Strategy:
@@ -72,27 +59,18 @@ def draft(history: History, ngram: jax.Array, drafts: int) -> jax.Array:
 def _begin(
     model: Model, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array, done_B: jax.Array, call: Call, plan: Plan
 ) -> State:
-    drafts = plan.strategy.size
     logits_BV, cache, _ = read_prompt(model, params, tokens_BT, mask_BT, plan)
-    first = Drafted(
-        drafts_BD=jnp.full((len(tokens_BT), drafts), -1, jnp.int32),
-        logits_BJV=jnp.pad(logits_BV[:, None], ((0, 0), (0, drafts), (0, 0))),
-        known=jnp.asarray(True),
-    )
-    return replace(empty_state(model, tokens_BT, mask_BT, done_B, cache, plan), extra=first)
+    return append(empty_state(model, tokens_BT, mask_BT, done_B, cache, plan), logits_BV, call, plan)
 
 
 def _advance(model: Model, params: Params, state: State, call: Call, plan: Plan) -> State:
     drafts = plan.strategy.size
-
-    def read(state: State) -> State:
-        last_B1 = lax.dynamic_slice_in_dim(state.history.tokens_BL, state.history.length - 1, 1, axis=1)
-        drafts_BD = draft(state.history, call.numbers["ngram"], drafts)
-        output = model.apply(params, jnp.concatenate([last_B1, drafts_BD], axis=1), cache=state.cache)
-        assert output.logits is not None
-        assert output.cache is not None
-        found = Drafted(drafts_BD=drafts_BD, logits_BJV=output.logits, known=jnp.asarray(True))
-        return replace(state, cache=output.cache, extra=found)
+    last_B1 = lax.dynamic_slice_in_dim(state.history.tokens_BL, state.history.length - 1, 1, axis=1)
+    drafts_BD = draft(state.history, call.numbers["ngram"], drafts)
+    output = model.apply(params, jnp.concatenate([last_B1, drafts_BD], axis=1), cache=state.cache)
+    assert output.logits is not None
+    assert output.cache is not None
+    logits_BJV = output.logits  # before each draft and after the last
 
     def agrees(carry: tuple[jax.Array, jax.Array, State]) -> jax.Array:
         return carry[1]
@@ -100,16 +78,13 @@ def _advance(model: Model, params: Params, state: State, call: Call, plan: Plan)
     def choose(carry: tuple[jax.Array, jax.Array, State]) -> tuple[jax.Array, jax.Array, State]:
         """One more token. The next logits hold when it is what they were computed for, in every row still going."""
         index, _, state = carry
-        found: Drafted = state.extra
-        state = append(state, lax.dynamic_index_in_dim(found.logits_BJV, index, axis=1, keepdims=False), call, plan)
+        state = append(state, lax.dynamic_index_in_dim(logits_BJV, index, axis=1, keepdims=False), call, plan)
         chosen_B1 = lax.dynamic_slice_in_dim(state.history.tokens_BL, state.history.length - 1, 1, axis=1)
-        drafted_B1 = lax.dynamic_slice_in_dim(found.drafts_BD, jnp.minimum(index, drafts - 1), 1, axis=1)
+        drafted_B1 = lax.dynamic_slice_in_dim(drafts_BD, jnp.minimum(index, drafts - 1), 1, axis=1)
         right = jnp.all((chosen_B1 == drafted_B1)[:, 0] | state.done) & ~jnp.all(state.done)
         return index + 1, right & (index < drafts), state
 
-    # A condition: see _advance of loop.py.
-    state = lax.while_loop(lambda state: ~state.extra.known, read, state)
+    state = replace(state, cache=output.cache)
     _, _, state = lax.while_loop(agrees, choose, (jnp.int32(0), jnp.asarray(True), state))
     # Of the last token nothing has been read yet.
-    cache = state.cache.rewound(state.cache.length - state.history.length + 1)
-    return replace(state, cache=cache, extra=replace(state.extra, known=jnp.asarray(False)))
+    return replace(state, cache=state.cache.rewound(state.cache.length - state.history.length + 1))

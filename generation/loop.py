@@ -1,7 +1,7 @@
 """The compiled programs of generation: reading a bucket of prompt tokens, and a loop of decode steps.
 
 Two programs and not one: a stream can stop the loop every few tokens, and both compile at the same time, each on
-a core. What may differ between calls (sampling, stop ids, how far to go) is traced data.
+a core. The first token comes from the first one, while the second may still be compiled. What may differ between calls (sampling, stop ids, how far to go) is traced data.
 
 Shapes: B batch, T prompt bucket, C chunk of it, N new tokens, L = T + N, V vocabulary, K most probable tokens.
 """
@@ -58,42 +58,25 @@ def read_prompt(
     return logits_BV, cache, None
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class NextLogits:
-    """The logits of the next token, (B, V); known () is False when the last token has not been read yet."""
-
-    logits: jax.Array
-    known: jax.Array
-
-
 def _begin(
     model: Model, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array, done_B: jax.Array, call: Call, plan: Plan
 ) -> State:
     logits_BV, cache, _ = read_prompt(model, params, tokens_BT, mask_BT, plan)
-    state = empty_state(model, tokens_BT, mask_BT, done_B, cache, plan)
-    return replace(state, extra=NextLogits(logits=logits_BV, known=jnp.bool_(True)))
+    return append(empty_state(model, tokens_BT, mask_BT, done_B, cache, plan), logits_BV, call, plan)
 
 
-def read_last(model: Model, params: Params, state: State) -> tuple[NextLogits, Cache]:
-    """The logits after the last token of every row, and the cache with it."""
+def read_last(model: Model, params: Params, state: State) -> tuple[jax.Array, Cache]:
+    """The logits after the last token of every row, (B, V), and the cache with it."""
     last_B1 = lax.dynamic_slice_in_dim(state.history.tokens_BL, state.history.length - 1, 1, axis=1)
     output = model.apply(params, last_B1, cache=state.cache, last_only=True)
     assert output.logits is not None
     assert output.cache is not None
-    return NextLogits(logits=output.logits[:, 0], known=jnp.bool_(True)), output.cache
+    return output.logits[:, 0], output.cache
 
 
 def _advance(model: Model, params: Params, state: State, call: Call, plan: Plan) -> State:
-    def read(state: State) -> State:
-        following, cache = read_last(model, params, state)
-        return replace(state, cache=cache, extra=following)
-
-    # A loop of at most one step where a condition is meant: XLA:CPU copies the whole cache through a lax.cond
-    # (measured), and with another copy of the sampler in the first program both would take longer to compile.
-    state = lax.while_loop(lambda state: ~state.extra.known, read, state)
-    state = append(state, state.extra.logits, call, plan)
-    return replace(state, extra=replace(state.extra, known=jnp.bool_(False)))
+    logits_BV, cache = read_last(model, params, state)
+    return append(replace(state, cache=cache), logits_BV, call, plan)
 
 
 NEXT_TOKEN = Strategy(name="next token", begin=_begin, advance=_advance)
@@ -103,8 +86,9 @@ NEXT_TOKEN = Strategy(name="next token", begin=_begin, advance=_advance)
 def prefill(
     model: Model, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array, done_B: jax.Array, call: Call, *, plan: Plan
 ) -> State:
-    """The state after the prompts, which are padded on the left. The cache is made here."""
-    return plan.strategy.begin(model, params, tokens_BT, mask_BT, done_B, call, plan)
+    """The state after the prompts, which are padded on the left, and mostly a first token. The cache is made here."""
+    state = plan.strategy.begin(model, params, tokens_BT, mask_BT, done_B, call, plan)
+    return replace(state, passes=state.history.step)
 
 
 @partial(jax.jit, static_argnames=("model", "plan"), donate_argnames="state")

@@ -18,9 +18,7 @@ from bombus.kernels import native
 
 
 @jax.jit
-def next_token(
-    logits_BV: jax.Array, sampling: Sampling, step: jax.Array, history: History | None = None
-) -> jax.Array:
+def next_token(logits_BV: jax.Array, sampling: Sampling, step: jax.Array, history: History | None = None) -> jax.Array:
     """Token ids (B,) for logits: the best one, or a draw that depends on the row's seed and `step` only.
 
     step: () or one per row. With a history the logits are the model's, and the settings' processors come first.

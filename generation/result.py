@@ -14,7 +14,8 @@ class Timings:
     """Seconds of a call, by the wall clock.
 
     time_to_first_token: from the call to the first token, compiling included. seconds: to the last one.
-    compile_seconds: of these, spent on having the programs; next to nothing when these sizes were there.
+    compile_seconds: of time_to_first_token, spent on having the programs; next to nothing when these sizes were there.
+    loop_compile_seconds: after the first token, spent on having the loop that makes the others.
     decode_tokens: how many tokens a row was given after the first one, whether they were kept or not.
     passes: how often the model was run for the tokens, the first one's pass over the prompt included; fewer times than
     there are tokens where prompt lookup found some.
@@ -23,13 +24,14 @@ class Timings:
     time_to_first_token: float
     seconds: float
     compile_seconds: float
+    loop_compile_seconds: float
     decode_tokens: int
     passes: int
 
     @property
     def tokens_per_second(self) -> float:
-        """Of one row, after the first token."""
-        return self.decode_tokens / max(self.seconds - self.time_to_first_token, 1e-9)
+        """Of one row, after the first token, while tokens are made."""
+        return self.decode_tokens / max(self.seconds - self.time_to_first_token - self.loop_compile_seconds, 1e-9)
 
 
 @dataclass(frozen=True, kw_only=True)

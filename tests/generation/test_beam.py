@@ -16,7 +16,6 @@ import pytest
 
 import bombus
 from bombus.generation.beam import Beams, _extend, beam_search
-from bombus.generation.loop import NextLogits
 from bombus.generation.sampling import make_sampling
 from bombus.generation.state import Call, Plan, empty_state
 from bombus.generation.strategies import strategy_numbers
@@ -159,13 +158,12 @@ def test_when_a_prompt_is_done() -> None:
     @jax.jit
     def run(call: Call, score: jax.Array) -> jax.Array:
         beams = Beams(
-            next=NextLogits(logits=jnp.zeros((2, 4)), known=jnp.asarray(True)),
             sums_BM=jnp.asarray([[-2.0, -3.0]]),  # log(4) less with the next token: -3.39
             tokens_BMN=jnp.zeros((1, 2, 4), jnp.int32),
             lengths_BM=jnp.ones((1, 2), jnp.int32),
             scores_BM=jnp.stack([jnp.float32(-0.1), score])[None],
         )
-        return _extend(replace(state, extra=beams), call, plan).done[0]
+        return _extend(replace(state, extra=beams), jnp.zeros((2, 4)), call, plan).done[0]
 
     def is_done(early_stopping: bool | str, length_penalty: float, score: float) -> bool:
         config = bombus.GenerationConfig(num_beams=2, length_penalty=length_penalty, early_stopping=early_stopping)

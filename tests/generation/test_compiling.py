@@ -7,12 +7,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 import bombus
+from bombus.generation import engine
+from bombus.generation.engine import Run
+from bombus.generation.loop import Programs, start_programs
+from bombus.generation.request import make_request
 
 SETTINGS = {
     "do_sample": True,
@@ -73,6 +81,37 @@ def test_one_compilation_a_bucket(loaded: bombus.LoadedModel, compilations: list
     assert compilations == []
 
 
+@pytest.mark.parametrize("options", [{}, {"prompt_lookup_num_tokens": 3}], ids=["plain", "lookup"])
+def test_the_first_token_does_not_wait_for_the_loop(
+    loaded: bombus.LoadedModel, monkeypatch: pytest.MonkeyPatch, options: dict[str, int]
+) -> None:
+    """It is there while the loop is still compiled; where it is the only one, nobody asks for the loop."""
+    pending: list[Future[jax.stages.Compiled]] = []
+
+    def start(*arguments: Any) -> Programs:
+        programs = start_programs(*arguments)
+        pending.append(Future())
+        return replace(programs, loop=pending[-1])
+
+    expected = bombus.generate_tokens(loaded, [[1, 2, 3]], max_new_tokens=9, **options)[0].tokens
+    monkeypatch.setattr(engine, "start_programs", start)
+    request = make_request(loaded, [[1, 2, 3]], {"max_new_tokens": 9, **options}, has_text=False)
+    run = Run(loaded, request)
+    pieces = run.pieces(4)
+    next(pieces)
+    assert run.rows[0].tokens == expected[:1]
+    assert not pending[0].done()
+    pending[0].set_result(
+        start_programs(loaded.model, loaded.params, request.rows, request.bucket, request.call, request.plan).decode
+    )
+    list(pieces)
+    assert run.rows[0].tokens == expected
+    timings = run.results()[0].timings
+    assert timings is not None
+    assert timings.time_to_first_token + timings.loop_compile_seconds <= timings.seconds
+    assert bombus.generate_tokens(loaded, [[1, 2, 3]], max_new_tokens=1, **options)[0].tokens == expected[:1]
+
+
 def test_warmup_leaves_nothing_to_compile(loaded: bombus.LoadedModel, compilations: list[str]) -> None:
     """What was asked for is compiled, and named by its sizes; calls of those sizes compile nothing."""
     seconds = bombus.warmup(loaded, prompt_tokens=[5, 70], batch_sizes=[2], max_new_tokens=20, cache_format="int8")
@@ -126,8 +165,6 @@ def test_a_second_process_compiles_nothing(tiny: Callable[..., Path], tmp_path: 
 
 def test_the_cache_of_programs_has_a_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """$BOMBUS_CACHE/compiled, made when something is written; what JAX was told before stays."""
-    import jax
-
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)
