@@ -1,7 +1,8 @@
 """The compiled programs of generation: reading a bucket of prompt tokens, and a loop of decode steps.
 
 Two programs and not one: a stream can stop the loop every few tokens, and both compile at the same time, each on
-a core. The first token comes from the first one, while the second may still be compiled. What may differ between calls (sampling, stop ids, how far to go) is traced data.
+a core. The first token comes from the first program, while the loop may still be compiled. What may differ between
+calls (sampling, stop ids, how far to go) is traced data.
 
 Shapes: B batch, T prompt bucket, C chunk of it, N new tokens, L = T + N, V vocabulary, K most probable tokens.
 """

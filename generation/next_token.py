@@ -1,7 +1,7 @@
 """The next token of each row: one call of a C++ kernel on CPU, and XLA's operations everywhere else.
 
-What the settings can ask for is 200 fusions of XLA's, in a program that has eight calls a block otherwise. They take half
-of the time in which it is compiled, and of its memory, also where nothing is asked for.
+What the settings can ask for is 200 fusions of XLA's, in a program of eight calls a block. They take half of the time
+in which it is compiled and a third of its memory, also where nothing is asked for.
 Shapes: B batch, V vocabulary.
 """
 

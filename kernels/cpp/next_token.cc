@@ -23,7 +23,7 @@ uint32_t in_order(float value) {
   value += 0.0f;  // -0 becomes 0
   std::memcpy(&bits, &value, sizeof bits);
   // Without a branch: which sign comes next nobody knows.
-  return bits ^ (0u - (bits >> 31) | 0x80000000u);
+  return bits ^ ((0u - (bits >> 31)) | 0x80000000u);
 }
 
 // The largest number for which the weights of the values that are not below it reach `wanted`; 0 where none is.

@@ -185,7 +185,7 @@ SINGLE = [
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("vocab", [1, 2, 64, 203, 70_001])
 def test_the_kernel_draws_what_xla_does(name: str, vocab: int) -> None:
-    """For the same seeds, settings and steps: whole numbers among the logits, so that many are equal, and some impossible."""
+    """For the same seeds, settings and steps: whole numbers among the logits, many of them equal, and -inf."""
     random = np.random.default_rng(vocab)
     cases = [{}, *CASES, *SINGLE, {"top_k": 1500, "top_p": 0.6}, {"top_k": vocab}, {"temperature": 0.3, "top_p": 0.5}]
     rows = 4 * len(cases)
@@ -204,7 +204,7 @@ def test_the_kernel_draws_what_xla_does(name: str, vocab: int) -> None:
 
 @pytest.mark.skipif(not KERNELS, reason=REASON)
 def test_a_row_that_is_no_number_harms_no_other() -> None:
-    """With the kernel one with NaN gives its first NaN where it is greedy; it, and one of infinity, token 0 where it draws."""
+    """One with NaN gives its first NaN where it is greedy; it, and one of infinity, token 0 where it draws."""
     logits = np.array(ROW_LOGITS)
     logits[0, 7], logits[2, 9], logits[3, [100, 5]], logits[4] = np.nan, np.inf, np.nan, -np.inf
     others = np.delete(np.arange(ROWS), [0, 2, 3, 4])

@@ -1,5 +1,5 @@
-// Normalization, rotation, what follows products, argmax, and what is read next, without XLA, for sanitizers: random rows on a pool of
-// threads, compared with float64.
+// Normalization, rotation, what follows products, argmax, the next token, and what is read next, without XLA, for sanitizers:
+// random rows on a pool of threads, compared with float64.
 //
 // As in check_product.cc every buffer is exactly as long as what it holds.
 //
@@ -13,9 +13,11 @@
 #include <memory>
 #include <random>
 #include <thread>
+#include <vector>
 
 #include "ahead.h"
 #include "checking.h"
+#include "next_token.h"
 #include "rows.h"
 
 namespace bombus {
@@ -199,6 +201,94 @@ bool check_argmax(Random& random, Pool& pool) {
   return true;
 }
 
+// Numbers that are drawn one by one.
+template <class T>
+struct Drawn {
+  Bytes bytes;
+
+  template <class Draw>
+  Drawn(Random& random, int64_t count, const Draw& draw)
+      : bytes(static_cast<size_t>(count) * sizeof(T), static_cast<size_t>(random.below(4)) * sizeof(T)) {
+    for (int64_t at = 0; at < count; ++at) bytes.put<T>(at, static_cast<T>(draw()));
+  }
+  const T* data() const { return reinterpret_cast<const T*>(bytes.data()); }
+};
+
+// Random settings of some rows: each is given what it is given alone, which is none of the tokens that cannot be.
+bool check_next_token(Random& random, Pool& pool) {
+  const int64_t rows = 1 + random.below(4), size = 1 + random.below(random.below(3) ? 90 : 3000), steps = 1 + random.below(9);
+  const int64_t prompts = 1 + random.below(9), slots = prompts + steps, length = prompts + random.below(steps + 1);
+  const int64_t count = random.below(4), longest = 1 + random.below(4), stops = random.below(3);
+  const auto token = [&] { return random.below(size < 5 ? size : 5); };
+  const auto or_off = [&](double off, double low, double high) {
+    return [&random, off, low, high] {
+      const double part = static_cast<double>(random.below(1000)) / 1000;
+      return random.below(2) ? off : low + (high - low) * part;
+    };
+  };
+  const Drawn<float> logits(random, rows * size, [&] { return random.normal(); });
+  const Drawn<int32_t> step(random, rows, [&] { return random.below(100); });
+  const Drawn<float> floats[] = {
+      {random, rows, or_off(0.0, 0.2, 2.0)}, {random, rows, or_off(1.0, 0.0, 1.0)}, {random, rows, or_off(0.0, 0.0, 1.0)},
+      {random, rows, or_off(1.0, 0.0, 1.0)}, {random, rows, or_off(0.0, 0.0, 0.1)}, {random, rows, or_off(0.0, 0.0, 0.1)},
+      {random, rows, or_off(1.0, 0.5, 2.0)}, {random, rows, or_off(0.0, -1., 1.0)}, {random, rows, or_off(0.0, -1., 1.0)}};
+  const Drawn<int32_t> ints[] = {{random, rows, [&] { return random.below(2) ? 0 : random.below(size + 9); }},
+                                 {random, rows, [&] { return random.below(4); }},
+                                 {random, rows, [&] { return random.below(6); }},
+                                 {random, rows, [&] { return random.below(12); }}};
+  const Drawn<uint32_t> seed(random, rows, [&] { return random.below(1000); });
+  const Drawn<float> bias(random, size, [&] { return random.normal(); });
+  const Drawn<int32_t> tokens(random, rows * slots, token);
+  const Drawn<int32_t> forced(random, steps, [&] { return random.below(3) ? -1 : token(); });
+  const Drawn<int32_t> sequences(random, count * longest, [&] { return random.below(4) ? token() : -1; });
+  const Drawn<int32_t> stop(random, stops, token);
+  const uint8_t biased = random.below(2) != 0;
+  const int32_t bos = random.below(2) ? -1 : static_cast<int32_t>(token());
+  Bytes real(static_cast<size_t>(rows * slots), 0);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t padding = random.below(prompts);
+    for (int64_t slot = 0; slot < slots; ++slot) real.put<uint8_t>(row * slots + slot, slot >= padding && slot < length);
+  }
+  std::vector<int32_t> together(static_cast<size_t>(rows)), alone(static_cast<size_t>(rows));
+  const bool history = random.below(3) != 0;
+  const auto run = [&](int64_t first, int64_t last, int32_t* out) {
+    NextToken call;
+    Settings& settings = call.settings;
+    call.logits = logits.data() + first * size, call.rows = last - first, call.vocabulary = size;
+    call.step = step.data() + first;
+    const float** to[] = {&settings.temperature, &settings.top_p, &settings.min_p, &settings.typical_p, &settings.epsilon,
+                          &settings.eta, &settings.repetition, &settings.presence, &settings.frequency};
+    for (size_t index = 0; index < 9; ++index) *to[index] = floats[index].data() + first;
+    const int32_t** int_to[] = {&settings.top_k, &settings.ngram, &settings.min_new_tokens, &settings.min_length};
+    for (size_t index = 0; index < 4; ++index) *int_to[index] = ints[index].data() + first;
+    settings.seed = seed.data() + first;
+    settings.biased = &biased, settings.bias = settings.first_bias = bias.data(), settings.forced_bos = &bos;
+    settings.forced = forced.data(), settings.steps = steps;
+    settings.sequences = sequences.data(), settings.sequence_count = count, settings.sequence_length = longest;
+    settings.sequence_bias = logits.data(), settings.stop = stop.data(), settings.stop_count = stops;
+    if (history) {
+      call.tokens = tokens.data() + first * slots, call.real = real.data() + first * slots;
+      call.slots = slots, call.prompt_slots = prompts, call.length = length;
+    }
+    call.out = out;
+    next_tokens(call, pool);
+  };
+  run(0, rows, together.data());
+  for (int64_t row = 0; row < rows; ++row) run(row, row + 1, alone.data() + row);
+  bool right = together == alone;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int32_t made = together[static_cast<size_t>(row)];
+    right = right && made >= 0 && made < size;
+    if (history || !right) continue;
+    int64_t better = 0;
+    for (int64_t at = 0; at < size; ++at) better += logits.data()[row * size + at] > logits.data()[row * size + made];
+    const int64_t top_k = ints[0].data()[row], most = floats[0].data()[row] > 0.0f ? (top_k ? top_k : size) : 1;
+    right = right && better < most;
+  }
+  if (!right) std::printf("the next token of %d is wrong\n", static_cast<int>(size));
+  return right;
+}
+
 // Calls that follow each other twice are known; others are not.
 bool check_ahead() {
   uint8_t weights[4][64];
@@ -238,7 +328,7 @@ int main(int count, char** arguments) {
     for (int round; right && (round = --left) >= 0; ++compared) {
       Random random{std::mt19937_64(seed * 1000003 + static_cast<uint64_t>(round))};
       if (!check_norm(random, pool) || !check_rotation(random, pool)) right = false;
-      if (!check_finish(random, pool) || !check_argmax(random, pool)) right = false;
+      if (!check_finish(random, pool) || !check_argmax(random, pool) || !check_next_token(random, pool)) right = false;
     }
   };
   std::thread other(run);
