@@ -216,7 +216,10 @@ def test_a_row_that_is_no_number_harms_no_other() -> None:
 
 
 def test_what_leaves_one_token_leaves_the_best() -> None:
-    assert set(run(sampling(ROWS, *SINGLE))[0]) == {LOGITS.argmax()}
+    """Also where it is the first or the last one."""
+    for place in (int(LOGITS.argmax()), 0, VOCAB - 1):
+        logits = np.roll(ROW_LOGITS, place - LOGITS.argmax(), axis=1)
+        assert set(run(sampling(ROWS, *SINGLE), logits)[0]) == {place}
 
 
 def test_typical_p_may_remove_the_best() -> None:
