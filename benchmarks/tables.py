@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3_0_6b import FP8, OURS, TRANSFORMERS, WORKLOADS, as_markdown, make_checkpoint
+from qwen3_0_6b import BF16, FP8, OURS, TRANSFORMERS, WORKLOADS, as_markdown, make_checkpoint
 
 from bombus.evaluation import markdown_table, this_machine
 
@@ -61,10 +61,13 @@ def kernels(folder: Path) -> dict[str, str]:
 
 
 def start(folder: Path) -> dict[str, str]:
-    """From the start of a process to the first token: of 28 layers, and of the model that ships."""
-    make_checkpoint(folder / FP8, FP8, 28)
-    both = [measured("startup.py", *model, "--markdown") for model in ([str(folder / FP8)], [])]
-    return {"start": "\n\n".join(both).replace(str(folder / FP8), "28 layers, FP8")}
+    """From the start of a process to the first token: of 28 layers in FP8 and int4, and of the model that ships."""
+    tables = []
+    for name, stored, policy in (("FP8", FP8, []), ("int4", BF16, ["--policy", "int4"])):
+        make_checkpoint(folder / stored, stored, 28)
+        found = measured("startup.py", str(folder / stored), *policy, "--markdown")
+        tables.append(found.replace(str(folder / stored), f"28 layers, {name}"))
+    return {"start": "\n\n".join([*tables, measured("startup.py", "--markdown")])}
 
 
 def levers(folder: Path) -> dict[str, str]:
