@@ -117,6 +117,7 @@ void attend_tokens(const Attention& call, Pool& pool) {
     first_part[static_cast<size_t>(head + 1)] = first_part[static_cast<size_t>(head)] + (parts < 1 ? 1 : parts);
     total += all[static_cast<size_t>(row)];
   }
+  const PairedScores* const pairs = active().pairs ? active().pairs() : nullptr;
   const int64_t count = first_part.back();
   const int64_t floats = rows * (call.value_size + 2);
   std::unique_ptr<float[]> results(new float[static_cast<size_t>(count * floats)]);
@@ -140,7 +141,7 @@ void attend_tokens(const Attention& call, Pool& pool) {
         last -= to;
       }
       float* result = results.get() + (begin + part) * floats;
-      parts[static_cast<size_t>(begin + part)] = {&call, head, range, result, result + rows, result + 2 * rows};
+      parts[static_cast<size_t>(begin + part)] = {&call, head, range, pairs, result, result + rows, result + 2 * rows};
     }
   }
   void (*const one_part)(const AttentionPart&) = between().attend;

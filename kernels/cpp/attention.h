@@ -51,6 +51,17 @@ struct Attention {
   int64_t place(int64_t row, int64_t token) const { return row * all_tokens + first_token + token; }
 };
 
+// Slots of a block: with many queries what these hold is decoded, or put into another order, once.
+constexpr int64_t kSlots = 64;
+
+// Scores of many queries of bfloat16 with keys of bfloat16, which need not be decoded where pairs of them are multiplied.
+struct PairedScores {
+  // The rows of a block, of `size` numbers, as `score` takes them. `out` has room for 32 numbers where one is left.
+  void (*turn)(const uint8_t* const* rows, int64_t size, uint16_t* out);
+  // Of q (queries, stride), an even stride, with zeros behind `size`, as (queries, kSlots); each with slots up to its reach.
+  void (*score)(const uint16_t* keys, const int32_t* reach, const uint16_t* q, int64_t stride, int64_t queries, float* out);
+};
+
 // Slots that some token sees, of one source.
 struct Seen {
   const int32_t* slots = nullptr;
@@ -63,6 +74,7 @@ struct AttentionPart {
   const Attention* call = nullptr;
   int64_t head = 0;            // of X
   const Seen* seen = nullptr;  // for each source
+  const PairedScores* pairs = nullptr;  // where there are any
   float* largest = nullptr;    // (R,)
   float* sum = nullptr;        // (R,)
   float* mixed = nullptr;      // (R, V)

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "attention.h"
 #include "kernels.h"
 #include "lines.h"
 #include "running.h"
@@ -32,6 +33,7 @@ struct Isa : Floats {
   using Word = uint16_t;
   static uint16_t word(float value) { return bfloat16(value); }
   static V words(const uint16_t* from) { return _mm512_loadu_si512(from); }
+  static V same(const uint16_t* from) { return _mm512_set1_epi32(read<int32_t>(from, 0)); }
   static F dot(V weights, V x, F sum) { return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)x); }
 };
 
@@ -193,7 +195,26 @@ std::unique_ptr<Running> start(const Product& product) {
 
 void multiply(const Product* products, int64_t count, Pool& pool) { run(products, count, pool, start, avx512_kernels()); }
 
-const Kernels kKernels = {"avx512_bf16", multiply};
+#include "attention_scores.inc"
+
+// Rows of bfloat16 as (pairs, kSlots), with zeros behind what is left of the last 32 numbers.
+void turn_pairs(const uint8_t* const* rows, int64_t size, uint16_t* out) {
+  for (int64_t first = 0; first < size; first += kDepth, out += kDepth * kSlots) {
+    const int64_t left = size - first;
+    const Some some{left < kDepth ? ~(~uint64_t{0} << 2 * left) : ~uint64_t{0}};
+    for (int64_t slot = 0; slot < kSlots; slot += kSide) {
+      __m512i block[kSide];
+      for (int64_t at = 0; at < kSide; ++at) block[at] = some.load(rows[slot + at] + 2 * first);
+      transpose(block);
+      for (int64_t pair = 0; pair < kSide; ++pair) _mm512_storeu_si512(out + 2 * (pair * kSlots + slot), block[pair]);
+    }
+  }
+}
+
+const PairedScores kPairs = {turn_pairs, score_many};
+const PairedScores* pairs() { return fast_pairs() ? &kPairs : nullptr; }
+
+const Kernels kKernels = {"avx512_bf16", multiply, pairs};
 
 }  // namespace avx512_bf16
 }  // namespace bombus

@@ -73,11 +73,13 @@ struct Product {
 
 // What an instruction set offers: products, and what lies between them, which is null where the next best ones do it.
 struct AttentionPart;  // attention.h
+struct PairedScores;
 struct Norm;           // rows.h
 struct Rotation;
 struct Kernels {
   const char* name;
   void (*multiply)(const Product* products, int64_t count, Pool& pool);
+  const PairedScores* (*pairs)() = nullptr;  // for those that attend; may be null
   void (*attend)(const AttentionPart& part) = nullptr;
   void (*norm)(const Norm& call, int64_t first, int64_t last) = nullptr;      // rows
   void (*rotate)(const Rotation& call, int64_t first, int64_t last) = nullptr;  // rows
