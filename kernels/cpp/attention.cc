@@ -2,13 +2,10 @@
 #include "attention.h"
 
 #include <atomic>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <vector>
 
-#include "numbers.h"
 #include "parallel.h"
 
 namespace bombus {
@@ -43,38 +40,6 @@ int64_t find_seen(const Attention& call, const Source& source, int64_t row, int3
     }
   }
   return count;
-}
-
-// Puts the parts of one key/value head together.
-void finish(const Attention& call, const AttentionPart* parts, int64_t count) {
-  constexpr float kNothing = -std::numeric_limits<float>::infinity();
-  const int64_t size = call.value_size, group = call.heads / call.kv_heads;
-  const int64_t row = parts[0].head / call.kv_heads, first_head = parts[0].head % call.kv_heads * group;
-  std::vector<float> mixed(static_cast<size_t>(size));
-  for (int64_t r = 0; r < call.rows(); ++r) {
-    const int64_t head = first_head + r / call.tokens, token = r % call.tokens;
-    float largest = call.sinks ? call.sinks[head] : kNothing;
-    for (int64_t part = 0; part < count; ++part)
-      if (parts[part].largest[r] > largest) largest = parts[part].largest[r];
-    const float base = largest == kNothing ? 0.0f : largest;
-    float sum = call.sinks ? std::exp(call.sinks[head] - base) : 0.0f;
-    std::memset(mixed.data(), 0, mixed.size() * sizeof(float));
-    for (int64_t part = 0; part < count; ++part) {
-      const float factor = std::exp(parts[part].largest[r] - base);
-      const float* from = parts[part].mixed + r * size;
-      sum += parts[part].sum[r] * factor;
-      for (int64_t h = 0; h < size; ++h) mixed[static_cast<size_t>(h)] += from[h] * factor;
-    }
-    const float share = sum == 0.0f ? 0.0f : 1.0f / sum;
-    const int64_t place = (call.place(row, token) * call.heads + head) * size;
-    for (int64_t h = 0; h < size; ++h) {
-      const float value = mixed[static_cast<size_t>(h)] * share;
-      if (call.out_kind == Values::kBF16)
-        static_cast<uint16_t*>(call.out)[place + h] = bfloat16(value);
-      else
-        static_cast<float*>(call.out)[place + h] = value;
-    }
-  }
 }
 
 // The tokens of a call that is not cut further.
@@ -151,7 +116,7 @@ void attend_tokens(const Attention& call, Pool& pool) {
     // Whoever has the last part of a head puts them together.
     if (left[static_cast<size_t>(part.head)].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     const int64_t begin = first_part[static_cast<size_t>(part.head)];
-    finish(call, parts.data() + begin, first_part[static_cast<size_t>(part.head + 1)] - begin);
+    between().unite(call, parts.data() + begin, first_part[static_cast<size_t>(part.head + 1)] - begin);
   };
   if (total * slot_bytes * (1 + rows / kRowsOfBytes) < kBytesOfThread)
     for (int64_t index = 0; index < count; ++index) run(index);

@@ -246,7 +246,7 @@ struct E2M1Shifted : Shown {
 #include "attention.inc"
 #include "rows.inc"
 
-const Kernels kKernels = {"avx2", multiply, nullptr, attend, norm, rotate, finish, argmax, exponentials};
+const Kernels kKernels = {"avx2", multiply, nullptr, attend, unite, norm, rotate, finish, argmax, exponentials};
 
 }  // namespace avx2
 

@@ -162,7 +162,7 @@ struct E2M1 : Four {
 #include "attention.inc"
 #include "rows.inc"
 
-const Kernels kKernels = {"avx512", multiply, nullptr, attend, norm, rotate, finish, argmax, exponentials};
+const Kernels kKernels = {"avx512", multiply, nullptr, attend, unite, norm, rotate, finish, argmax, exponentials};
 
 }  // namespace avx512
 }  // namespace bombus

@@ -72,7 +72,8 @@ struct Product {
 };
 
 // What an instruction set offers: products, and what lies between them, which is null where the next best ones do it.
-struct AttentionPart;  // attention.h
+struct Attention;      // attention.h
+struct AttentionPart;
 struct PairedScores;
 struct Norm;           // rows.h
 struct Rotation;
@@ -81,6 +82,7 @@ struct Kernels {
   void (*multiply)(const Product* products, int64_t count, Pool& pool);
   const PairedScores* (*pairs)() = nullptr;  // for those that attend; may be null
   void (*attend)(const AttentionPart& part) = nullptr;
+  void (*unite)(const Attention& call, const AttentionPart* parts, int64_t count) = nullptr;
   void (*norm)(const Norm& call, int64_t first, int64_t last) = nullptr;      // rows
   void (*rotate)(const Rotation& call, int64_t first, int64_t last) = nullptr;  // rows
   void (*finish)(const Finish& call, int64_t first, int64_t last) = nullptr;    // columns of all rows

@@ -151,7 +151,7 @@ struct E2M1 : Shown {
 
 const Table kE4M3(e4m3);
 const Table kE5M2([](uint8_t code) { return half(static_cast<uint16_t>(code << 8)); });
-const Kernels kKernels = {"plain", multiply, nullptr, attend, norm, rotate, finish, argmax, exponentials};
+const Kernels kKernels = {"plain", multiply, nullptr, attend, unite, norm, rotate, finish, argmax, exponentials};
 
 }  // namespace plain
 
