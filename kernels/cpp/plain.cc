@@ -36,8 +36,13 @@ struct Floats {
   static F mul(F a, F b) { return a * b; }
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
+  static F max(F a, F b) { return a > b ? a : b; }  // b where one is no number
   static F fma(F a, F b, F c) { return a * b + c; }
   static F fnma(F a, F b, F c) { return c - a * b; }
+  static float largest(F value) {
+    const float even = value[0] > value[2] ? value[0] : value[2], odd = value[1] > value[3] ? value[1] : value[3];
+    return even > odd ? even : odd;
+  }
   static float sum(F value) { return (value[0] + value[2]) + (value[1] + value[3]); }
   // Never asked for: a block here is no longer than the shortest tile of the formats.
   static Index groups(int64_t) { return {}; }
