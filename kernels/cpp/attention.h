@@ -58,8 +58,9 @@ constexpr int64_t kSlots = 64;
 struct PairedScores {
   // The rows of a block, of `size` numbers, as `score` takes them. `out` has room for 32 numbers where one is left.
   void (*turn)(const uint8_t* const* rows, int64_t size, uint16_t* out);
-  // Of q (queries, stride), an even stride, with zeros behind `size`, as (queries, kSlots); each with slots up to its reach.
-  void (*score)(const uint16_t* keys, const int32_t* reach, const uint16_t* q, int64_t stride, int64_t queries, float* out);
+  // Of q (queries, stride), of an even stride with zeros behind `size`, with as many slots as each reaches: (queries, kSlots).
+  void (*score)(const uint16_t* keys, const int32_t* reach, const uint16_t* q, int64_t stride, int64_t queries,
+                float* out);
 };
 
 // Slots that some token sees, of one source.
