@@ -227,6 +227,38 @@ def test_prompts(tokens: int) -> None:
         assert_attention(queries(2, tokens, 2 * group, 32, random, np.float32), sources, group)
 
 
+@pytest.mark.parametrize("size", [1, 2, 33, 80, 128])
+@pytest.mark.parametrize("window", [None, 50])
+def test_prompts_of_bfloat16(size: int, window: int | None) -> None:
+    """Queries and keys whose pairs are multiplied: what comes out is what float32 rounds to, or next to it at a tie.
+
+    Whole pairs and a half, vectors of them and parts of one, tiles of queries and what is left of them.
+    """
+    random = np.random.default_rng(size)
+    for tokens, group, heads in ((9, 1, 2), (70, 3, 2), (131, 2, 1)):
+        at = np.arange(tokens)
+        seen = (at[:, None] >= at) & (at[:, None] - at < (window or tokens))
+        seen = np.stack((seen, seen & (at >= 37)))
+        before = np.broadcast_to(random.random((2, 1, 75)) < 0.8, (2, tokens, 75))
+        sources = [
+            drawn(("bf16", "f32"), (2 * heads, 75, size), before, random, value_size=48),
+            drawn(("bf16", "bf16"), (2 * heads, tokens, size), seen, random, value_size=48),
+        ]
+        q = queries(2, tokens, heads * group, size, random, ml_dtypes.bfloat16)
+        for options in ({}, {"softcap": 2.0, "sinks": random.standard_normal(heads * group).astype(np.float32)}):
+            chosen = sources if options else sources[1:]
+            options = {"scale": 0.7 * size**-0.5, "softcap": None, "sinks": None, **options}
+            expected = exact_attention(q, chosen, **options)
+            sinks = options.pop("sinks")
+            # Half of what one bfloat16 is from the next.
+            rounding = np.exp2(np.floor(np.log2(np.maximum(np.abs(expected), 1e-30))) - 8)
+            for kernels in KERNELS:
+                with native.using_kernels(kernels):
+                    found = np.asarray(attention(q, [source.arrays for source in chosen], sinks, **options))
+                wrong = np.abs(found.astype(np.float64) - expected) - rounding
+                assert wrong.max() <= BOUNDS["float32"] * np.abs(expected).max(), f"{kernels} {tokens}"
+
+
 def test_layers_take_the_kernels() -> None:
     """attend_to lowers to them for every format and any number of tokens, and nowhere but on CPU."""
     random = np.random.default_rng(10)

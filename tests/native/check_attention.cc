@@ -222,7 +222,7 @@ int main(int count, char** arguments) {
   const uint64_t seed = std::strtoull(arguments[1], nullptr, 10);
   const int rounds = std::atoi(arguments[2]), threads = std::atoi(arguments[3]);
   std::atomic<int> compared{0};
-  for (const Kernels* kernels : {plain_kernels(), avx2_kernels(), avx512_kernels()}) {
+  for (const Kernels* kernels : {plain_kernels(), avx2_kernels(), avx512_kernels(), avx512_bf16_kernels()}) {
     if (!kernels) continue;
     if (!choose(kernels->name) || &active() != kernels) return 1;
     if (!check_all(active(), seed, rounds, threads, compared)) return 1;

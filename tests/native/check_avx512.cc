@@ -17,6 +17,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "attention.h"
 #include "kernels.h"
 
 // dispatch.cc is not here, which would need the others.
@@ -349,6 +350,45 @@ void check_codes(const Kernels& kernels, Codes kind, Values type, int64_t rows) 
     }
 }
 
+// Queries of bfloat16 with the keys of a block, in pairs: as many queries as are multiplied at a time, and others.
+void check_pairs(const PairedScores& pairs) {
+  for (const int64_t size : {1, 2, 31, 32, 33, 80, 128})
+    for (const int64_t queries : {1, 8, 19}) {
+      const int64_t stride = (size + 1) / 2 * 2;
+      const Bytes keys(kSlots * size * 2, 2), q(queries * stride * 2, 2);
+      fill_floats(keys.data(), kSlots * size, 16, true);
+      fill_floats(q.data(), queries * stride, 16, true);
+      const uint8_t* rows[kSlots];
+      for (int64_t slot = 0; slot < kSlots; ++slot) rows[slot] = keys.data() + slot * size * 2;
+      std::vector<int32_t> reach(static_cast<size_t>(queries));
+      for (int32_t& slots : reach) slots = static_cast<int32_t>(below(kSlots + 1));
+      for (int64_t r = 0; r < queries; ++r)
+        if (size % 2) put_16(q.data(), r * stride + size, 0);
+      std::vector<uint16_t> words(static_cast<size_t>(queries * stride));
+      std::vector<uint16_t> turned(static_cast<size_t>(kSlots * ((size + 31) / 32 * 32)));
+      std::memcpy(words.data(), q.data(), static_cast<size_t>(q.size()));
+      std::vector<float> scores(static_cast<size_t>(queries * kSlots), NAN);
+      pairs.turn(rows, size, turned.data());
+      pairs.score(turned.data(), reach.data(), words.data(), stride, queries, scores.data());
+      for (int64_t r = 0; r < queries; ++r)
+        for (int64_t slot = 0; slot < reach[static_cast<size_t>(r)]; ++slot) {
+          double expected = 0.0, bound = 1e-30;
+          for (int64_t at = 0; at < size; ++at) {
+            const double product = wide(rows[slot], at, 8, 7) * wide(q.data(), r * stride + at, 8, 7);
+            expected += product;
+            bound += std::abs(product);
+          }
+          const double error = std::abs(static_cast<double>(scores[static_cast<size_t>(r * kSlots + slot)]) - expected) / bound;
+          worst = std::max(worst, error);
+          if (error <= 1e-6) continue;
+          ++failures;
+          std::printf("pairs: size %d, query %d of %d, slot %d: %g\n", static_cast<int>(size), static_cast<int>(r),
+                      static_cast<int>(queries), static_cast<int>(slot), error);
+          return;
+        }
+    }
+}
+
 int64_t size_of(const int64_t* sizes, int64_t count, int64_t most) {
   return below(2) ? sizes[below(count)] : 1 + below(most);
 }
@@ -386,6 +426,7 @@ void check_all(const Kernels& kernels, int64_t repeats) {
       if (kind != Codes::kF16) check_codes(kernels, kind, Values::kBF16, rows);
       if (rows % 4 == 1) check_codes(kernels, kind, Values::kF32, rows);
     }
+  if (kernels.pairs) check_pairs(*kernels.pairs());
   std::printf("%s: %.2g\n", kernels.name, worst);
 }
 
