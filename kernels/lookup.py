@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bombus.kernels import native
 from bombus.kernels.weight import Weight, as_bits, row_values
 
 
@@ -16,7 +17,7 @@ def lookup(table: Weight, tokens: jax.Array) -> jax.Array:
     In the table's type, or in float32 from a table in low precision, of which only these rows are converted.
     """
     dtype = jnp.dtype(jnp.float32) if table.format.is_low else table.codes.dtype
-    rows = tokens.reshape(-1)
+    rows = native.on_pool(tokens.reshape(-1))  # every model begins here
 
     def read() -> jax.Array:
         if not table.format.is_low:
@@ -28,7 +29,7 @@ def lookup(table: Weight, tokens: jax.Array) -> jax.Array:
     # XLA:CPU gathers from bfloat16 by way of a float32 copy of the whole table, which it hoists out of a generation
     # loop and keeps. It does not hoist out of a conditional.
     found = lax.cond(
-        jnp.any(tokens >= 0),  # always, for tokens
+        jnp.any(rows >= 0),  # always, for tokens
         read,
         lambda: jnp.zeros((rows.size, table.shape[1]), dtype),
     )

@@ -30,7 +30,7 @@ XLA = "xla"
 NAMES = ("amx", "avx512_bf16", "avx512", "avx2", "plain")
 _TARGETS = (
     *("bombus_product", "bombus_grouped", "bombus_norm", "bombus_rotate"),
-    *("bombus_argmax", "bombus_next_token", "bombus_attention", "bombus_write", "bombus_read"),
+    *("bombus_argmax", "bombus_next_token", "bombus_attention", "bombus_write", "bombus_read", "bombus_move"),
 )
 # The numbers of Codes and Scales in kernels/cpp/kernels.h.
 _CODES = {"float32": 0, "bfloat16": 1, "float16": 2, "float8_e4m3fn": 3, "float8_e5m2": 4, "int8": 5}
@@ -197,6 +197,22 @@ def _varying(array: jax.Array) -> set[Any]:
     found = jax.typeof(array)
     kind = getattr(found, "manual_axis_type", None)  # before that name there was `vma`
     return set(getattr(found, "vma", ()) if kind is None else kind.varying)
+
+
+def on_pool(values: jax.Array) -> jax.Array:
+    """The values themselves; on CPU what needs them runs on one of the threads that the kernels share.
+
+    Not with several devices, whose programs wait for each other: the pool may have fewer threads.
+    """
+    if library().loaded is None or jax.default_backend() != "cpu" or jax.local_device_count() > 1:
+        return values
+    return jax.lax.platform_dependent(values, cpu=_move, default=lambda values: values)
+
+
+def _move(values: jax.Array) -> jax.Array:
+    made = jax.ShapeDtypeStruct(values.shape, values.dtype)
+    call = jax.ffi.ffi_call("bombus_move", made, input_output_aliases={0: 0}, vmap_method="broadcast_all")
+    return varying_as(call(values), values)
 
 
 @jax.jit

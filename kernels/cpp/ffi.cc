@@ -1,6 +1,8 @@
 // What XLA calls, and what Python calls through ctypes. kernels/native.py is the other side.
+#include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "ffi_arguments.h"
@@ -102,6 +104,28 @@ ffi::Error read(ffi::ThreadPool threads, ffi::AnyBuffer bytes, ffi::Result<ffi::
   return ffi::Error::Success();
 }
 
+// Gives back what it is given, and has the program go on with one of the pool's threads.
+//
+// Whoever starts a program may execute all of it, and is one thread more than there are cores beside those of the pool, which
+// wait for what it leaves to them. Where the pool has one, nothing is left to it.
+ffi::Future move(ffi::ThreadPool threads, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> out) {
+  thread_local bool of_pool = false;
+  ffi::Promise promise;
+  ffi::Future future(promise);
+  if (out->untyped_data() != x.untyped_data()) std::memcpy(out->untyped_data(), x.untyped_data(), x.size_bytes());
+  if (of_pool || threads.num_threads() < 2) {
+    promise.SetAvailable();
+  } else {
+    threads.Schedule([promise]() mutable {
+      of_pool = true;
+      // Until XLA waits for it: what is there when this call returns, the caller goes on with.
+      std::this_thread::sleep_for(std::chrono::microseconds(5));
+      promise.SetAvailable();
+    });
+  }
+  return future;
+}
+
 }  // namespace
 }  // namespace bombus
 
@@ -111,6 +135,7 @@ namespace ffi = ::xla::ffi;
 
 BOMBUS_EXPORT XLA_FFI_Error* bombus_product(XLA_FFI_CallFrame*);
 BOMBUS_EXPORT XLA_FFI_Error* bombus_read(XLA_FFI_CallFrame*);
+BOMBUS_EXPORT XLA_FFI_Error* bombus_move(XLA_FFI_CallFrame*);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_product, bombus::product,
                               ffi::Ffi::Bind()
@@ -128,6 +153,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_read, bombus::read,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::BufferR1<ffi::U32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_move, bombus::move,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());
 
 // For ctypes.
 BOMBUS_EXPORT int bombus_choose(const char* name) { return bombus::choose(name); }
