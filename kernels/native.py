@@ -204,7 +204,7 @@ def on_pool(values: jax.Array) -> jax.Array:
 
     Not with several devices, whose programs wait for each other: the pool may have fewer threads.
     """
-    if library().loaded is None or jax.default_backend() != "cpu" or jax.local_device_count() > 1:
+    if library().loaded is None or jax.default_backend() != "cpu" or jax.device_count() > 1:
         return values
     return jax.lax.platform_dependent(values, cpu=_move, default=lambda values: values)
 
