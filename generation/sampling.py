@@ -15,7 +15,6 @@ import numpy as np
 from jax import lax
 
 from bombus.generation.filters import cut_epsilon, cut_eta, keep_min_p, keep_top_k, keep_top_p, keep_typical_p
-from bombus.kernels import argmax
 from bombus.loader import GenerationConfig
 
 _STOP_SLOTS, _SEQUENCES, _SEQUENCE_TOKENS = 32, 16, 8  # the least; a longer list takes the next power of two
@@ -147,6 +146,24 @@ def choose(logits_BV: jax.Array, sampling: Sampling, step: jax.Array) -> jax.Arr
 
     # Greedy batches skip the work, without another program.
     return lax.cond(jnp.any(sampling.temperature > 0), draw, lambda _: greedy_B, logits_BV)
+
+
+def argmax(x_RV: jax.Array) -> jax.Array:
+    """The first of the largest values of each row, or of those that are no number, (R,) int32: as jnp.argmax."""
+    return lax.platform_dependent(x_RV, cpu=_argmax_in_passes, default=_plain_argmax)
+
+
+def _plain_argmax(x_RV: jax.Array) -> jax.Array:
+    return jnp.argmax(x_RV, axis=-1).astype(jnp.int32)
+
+
+def _argmax_in_passes(x_RV: jax.Array) -> jax.Array:
+    """Over vectors: XLA:CPU finds jnp.argmax number by number, and its maximum of NaN depends on where that is."""
+    is_none_RV = jnp.isnan(x_RV)
+    is_best_RV = x_RV == jnp.where(is_none_RV, -jnp.inf, x_RV).max(axis=-1, keepdims=True)
+    is_best_RV = jnp.where(is_none_RV.any(axis=-1, keepdims=True), is_none_RV, is_best_RV)
+    ids_V = jnp.arange(x_RV.shape[-1], dtype=jnp.int32)
+    return jnp.where(is_best_RV, ids_V, x_RV.shape[-1]).min(axis=-1)
 
 
 def filtered(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:

@@ -4,7 +4,6 @@ from bombus.kernels.cast import cast_weight
 from bombus.kernels.fused import Activation, Normed, combined, fused_products
 from bombus.kernels.grouped import Groups, group_rows, grouped_product
 from bombus.kernels.lookup import lookup
-from bombus.kernels.native_rows import argmax
 from bombus.kernels.product import product, products, with_values
 from bombus.kernels.program import program
 from bombus.kernels.quantize import quantize
@@ -16,7 +15,6 @@ __all__ = [
     "Groups",
     "Normed",
     "Weight",
-    "argmax",
     "cast_weight",
     "combined",
     "decode_e4m3fn",

@@ -29,8 +29,8 @@ VARIABLE = "BOMBUS_KERNELS"
 XLA = "xla"
 NAMES = ("amx", "avx512_bf16", "avx512", "avx2", "plain")
 _TARGETS = (
-    *("bombus_product", "bombus_grouped", "bombus_norm", "bombus_rotate"),
-    *("bombus_argmax", "bombus_next_token", "bombus_attention", "bombus_write", "bombus_read", "bombus_move"),
+    *("bombus_product", "bombus_grouped", "bombus_norm", "bombus_rotate", "bombus_next_token"),
+    *("bombus_attention", "bombus_write", "bombus_read", "bombus_move"),
 )
 # The numbers of Codes and Scales in kernels/cpp/kernels.h.
 _CODES = {"float32": 0, "bfloat16": 1, "float16": 2, "float8_e4m3fn": 3, "float8_e5m2": 4, "int8": 5}

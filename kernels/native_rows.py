@@ -1,7 +1,7 @@
-"""RMS normalization, rotary positions and argmax by the C++ kernels.
+"""RMS normalization and rotary positions by the C++ kernels.
 
 XLA:CPU makes several fusions of each norm and rotation, and computes the sines of a position again for every head
-that they turn; an argmax it finds number by number.
+that they turn.
 Shapes: B batch, T tokens, N heads, H head size, R rotated pairs. Queries and keys are normed and turned in one call.
 """
 
@@ -108,38 +108,6 @@ def _turned(x_BTNH: jax.Array, cos: jax.Array, signed_sin: jax.Array, interleave
     if 2 * pairs == x_BTNH.shape[-1]:
         return turned_BTNR
     return lax.dynamic_update_slice_in_dim(x_BTNH, turned_BTNR, 0, axis=-1)
-
-
-@jax.jit
-def argmax(x_RV: jax.Array) -> jax.Array:
-    """The first of the largest values of each row, or of those that are no number, (R,) int32: as jnp.argmax."""
-    x_RV = lax.stop_gradient(x_RV)
-    runs = x_RV.dtype == jnp.float32 and native.library().loaded is not None
-    return lax.platform_dependent(x_RV, cpu=_native_argmax if runs else _argmax_in_passes, default=_plain_argmax)
-
-
-def _plain_argmax(x_RV: jax.Array) -> jax.Array:
-    return jnp.argmax(x_RV, axis=-1).astype(jnp.int32)
-
-
-def _argmax_in_passes(x_RV: jax.Array) -> jax.Array:
-    """Over vectors: XLA:CPU finds jnp.argmax number by number, and its maximum of NaN depends on where that is."""
-    is_none_RV = jnp.isnan(x_RV)
-    is_best_RV = x_RV == jnp.where(is_none_RV, -jnp.inf, x_RV).max(axis=-1, keepdims=True)
-    is_best_RV = jnp.where(is_none_RV.any(axis=-1, keepdims=True), is_none_RV, is_best_RV)
-    ids_V = jnp.arange(x_RV.shape[-1], dtype=jnp.int32)
-    return jnp.where(is_best_RV, ids_V, x_RV.shape[-1]).min(axis=-1)
-
-
-@custom_vmap
-def _native_argmax(x_RV: jax.Array) -> jax.Array:
-    made = jax.ShapeDtypeStruct(x_RV.shape[:1], jnp.int32)
-    return native.varying_as(jax.ffi.ffi_call("bombus_argmax", made)(x_RV), x_RV)
-
-
-@_native_argmax.def_vmap
-def _native_argmax_batch(size: int, moving: Any, x_ERV: jax.Array) -> tuple[jax.Array, bool]:
-    return _native_argmax(x_ERV.reshape(-1, x_ERV.shape[-1])).reshape(size, -1), True
 
 
 def _dispatched(reference: Callable[..., Any], call: Callable[..., Any], dtype: DType, *arguments: jax.Array) -> Any:

@@ -74,15 +74,6 @@ ffi::Error turn(ffi::ThreadPool threads, bool interleaved, ffi::Span<const float
   return next == rest.size() ? ffi::Error::Success() : wrong("rotation: too many arrays");
 }
 
-// x (R, V): of each row which is the largest, (R,).
-ffi::Error largest(ffi::ThreadPool threads, ffi::BufferR2<ffi::F32> x, ffi::Result<ffi::BufferR1<ffi::S32>> out) {
-  const auto sizes = x.dimensions();
-  if (sizes[1] < 1 || sizes[0] != static_cast<int64_t>(out->element_count())) return wrong("argmax: wrong shapes");
-  XlaPool pool(&threads);
-  argmax(x.typed_data(), sizes[0], sizes[1], out->typed_data(), pool);
-  return ffi::Error::Success();
-}
-
 }  // namespace
 }  // namespace bombus
 
@@ -90,7 +81,6 @@ namespace ffi = ::xla::ffi;
 
 extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* bombus_norm(XLA_FFI_CallFrame*);
 extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* bombus_rotate(XLA_FFI_CallFrame*);
-extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* bombus_argmax(XLA_FFI_CallFrame*);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_norm, bombus::norm,
                               ffi::Ffi::Bind()
@@ -111,9 +101,3 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_rotate, bombus::turn,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .RemainingArgs()
                                   .RemainingRets());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(bombus_argmax, bombus::largest,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::BufferR2<ffi::F32>>()
-                                  .Ret<ffi::BufferR1<ffi::S32>>());

@@ -2,10 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "kernels.h"
 
 namespace bombus {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();  // of a token that must not come
 
 // The arrays of Sampling (generation/sampling.py): those of rows (R,), and those that all rows share.
 struct Settings {

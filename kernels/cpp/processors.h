@@ -2,15 +2,12 @@
 #pragma once
 
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <vector>
 
 #include "next_token.h"
 
 namespace bombus {
-
-constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 // A row of a call: its logits are those that were given until something changes them, and a copy from then on.
 class Row {

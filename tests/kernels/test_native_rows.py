@@ -1,4 +1,4 @@
-"""Norms, rotary positions and argmax by the C++ kernels: against float64, and under JAX's transformations."""
+"""Norms and rotary positions by the C++ kernels: against float64, and under JAX's transformations."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from native_weights import KERNELS, REASON
 
-from bombus.kernels import argmax, native
-from bombus.kernels.native_rows import _argmax_in_passes, rms_norm, rotate, rotate_together
+from bombus.kernels.native_rows import rms_norm, rotate, rotate_together
 
 pytestmark = pytest.mark.skipif(not KERNELS, reason=REASON)
 BF16 = ml_dtypes.bfloat16
@@ -185,50 +184,3 @@ def test_float16_is_xlas() -> None:
     np.testing.assert_allclose(
         np.asarray(run(x), np.float64), normal(np.asarray(x), np.ones(24), 1e-6, 0.0), rtol=1e-3, atol=1e-4
     )
-
-
-def logits(size: int) -> np.ndarray:
-    """64 rows with ties, infinities of both signs, and what is no number."""
-    random = np.random.default_rng(size)
-    made = random.integers(-3, 4, (64, size)).astype(np.float32)
-    places = random.integers(0, size, (64, 2))
-    for row, value in enumerate([np.nan, np.inf, -np.inf, 0.0] * 16):
-        if row < 60:
-            made[row, places[row]] = value
-    made[60] = -np.inf
-    made[61, 0] = -0.0
-    made[62] = np.nan
-    return made
-
-
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("size", [1, 2, 15, 37, 1000, 1025, 16_385, 50_000])
-def test_argmax_is_the_first_of_the_largest(size: int, kernels: str) -> None:
-    """As jnp.argmax, over blocks, parts and rows; in one call; under vmap; no slope."""
-    x = logits(size)
-    expected = np.asarray(jnp.argmax(x, axis=-1))
-    run = jax.jit(argmax)
-    with native.using_kernels(kernels):
-        found = np.asarray(run(x))
-        alone = np.asarray(run(x[7:8]))
-        by_rows = np.asarray(jax.jit(jax.vmap(argmax))(x.reshape(16, 4, size))).reshape(-1)
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(alone, expected[7:8])
-    np.testing.assert_array_equal(by_rows, expected)
-    text = run.lower(x).compile().as_text()
-    assert "bombus_argmax" in text
-    assert "reduce" not in text
-    slope = jax.grad(lambda x: jnp.take_along_axis(x, argmax(x)[:, None], axis=-1).sum())(jnp.asarray(x[:4]))
-    assert float(slope.sum()) == 4.0
-
-
-@pytest.mark.parametrize("size", [1, 2, 37, 1000])
-def test_argmax_in_passes_is_the_same(size: int) -> None:
-    """What CPUs do without the kernels."""
-    x = logits(size)
-    found = np.asarray(jax.jit(_argmax_in_passes)(x))
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, np.asarray(jnp.argmax(x, axis=-1)))
-    half = x.astype(np.float16)
-    np.testing.assert_array_equal(jax.jit(argmax)(half), np.asarray(jnp.argmax(half, axis=-1)))
