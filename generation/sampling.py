@@ -29,11 +29,11 @@ class Sampling:
     epsilon_cutoff 0, eta_cutoff 0, repetition_penalty 1, presence_penalty 0, frequency_penalty 0, no_repeat_ngram 0,
     min_new_tokens 0, min_length 0 (prompt included), seed (uint32).
 
-    The same for all rows: bias_V is added at every step, if it is `biased` (), and first_bias_V at the first one (-inf:
-    never); forced_N is
-    the token of each step, or -1; forced_bos () the first token after a prompt of one token, or -1; sequence_bias_W is
-    added to the last token of a sequence of sequences_WM, right-aligned after -1, where a row ends in those before it;
-    stop holds the ids that end a row, or -1.
+    The same for all rows: bias_V is added at every step, and first_bias_V at the first one (-inf: never); biased ()
+    says whether there is any bias_V, so that no step need read it to know; forced_N is the token of each step, or -1;
+    forced_bos () the first token after a prompt of one token, or -1; sequence_bias_W is added to the last token of a
+    sequence of sequences_WM, right-aligned after -1, where a row ends in those before it; stop holds the ids that end a
+    row, or -1.
     """
 
     temperature: jax.Array
